@@ -1,0 +1,176 @@
+"""The denoiser: a network, its schedule and its prediction type as one function to `x0`."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairlead.condition import Condition
+from fairlead.parameters import choose, nearest
+from fairlead.prediction import PREDICTIONS, Prediction, edm_input, to_x0
+from fairlead.schedules import Level, NoiseSchedule
+
+Null = Any
+"""A value for one sample (number or tensor), or a callable from batch size to a tensor."""
+
+
+class Denoiser:
+    """Predicts clean samples: `denoiser(x, t, condition) -> x0`.
+
+    The network is called as `network(x, network_time, **condition)` in its own dtype; the
+    conversion to `x0` and everything after it is in float32, or float64 if `x` is.
+
+    Args:
+        network: Module or callable.
+        schedule: Noise schedule it was trained under.
+        prediction: What it predicts: `epsilon`, `sample`, `v_prediction`, `flow_prediction`
+            or `edm` (preconditioned input, time `log(sigma/alpha)/4`, raw output).
+        null: What null means for each condition: a value for one sample, or a callable from
+            the batch size to a batch. A condition without entry has no null.
+        shape: Shape of one sample, where `fl.sample(n=...)` should know it.
+        sigma_data: Standard deviation of the data, for `edm`.
+        trained: Condition states seen in training (`cond`, `null`, ...); a guide that asks
+            for another warns once. `None`: not known.
+        time_embedding: Name of the module that embeds time, for guides that perturb it.
+        models: Further denoisers by name, such as a `weak` checkpoint.
+        autocast: Dtype of autocast around the network, or `None`.
+
+    Raises:
+        ValueError: Unknown prediction type.
+
+    Example:
+        >>> import fairlead as fl
+        >>> net = lambda x, t, label: torch.zeros_like(x)
+        >>> d = fl.Denoiser(net, schedule=fl.schedules.EDM(), prediction="edm", null={"label": 10})
+        >>> d(torch.ones(2, 3), 1.0, {"label": torch.tensor([1, 2])}).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        schedule: NoiseSchedule,
+        prediction: Prediction = "epsilon",
+        null: Mapping[str, Null] | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
+        sigma_data: float = 0.5,
+        trained: Iterable[str] | None = None,
+        time_embedding: str | None = None,
+        models: Mapping[str, "Denoiser"] | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        choose("Denoiser", "prediction", prediction, PREDICTIONS)
+        self.network = network
+        self.schedule = schedule
+        self.prediction = prediction
+        self.null = dict(null or {})
+        self.shape = shape
+        self.sigma_data = sigma_data
+        self.trained = frozenset(trained) if trained is not None else None
+        self.time_embedding = time_embedding
+        self.models = dict(models or {})
+        self.autocast = autocast
+        first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+        self.device = first.device if first is not None else None
+        self.dtype = first.dtype if first is not None else None
+
+    def __call__(
+        self, x: Tensor, t: float | Tensor | Level, condition: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """The clean estimate.
+
+        Args:
+            x: `(B, ...)`.
+            t: Time in the schedule's units: a number or `(B,)`; or a `Level`.
+            condition: By name.
+
+        Returns:
+            `(B, ...)` in float32 (float64 if `x` is).
+        """
+        given = condition if isinstance(condition, Condition) else Condition(condition)
+        level = t if isinstance(t, Level) else self.level(t, x)
+        return self.predict(x, level, given.expand(len(x)))
+
+    def level(self, t: float | Tensor, x: Tensor) -> Level:
+        """Signal and noise at `t`, as numbers, or as tensors that broadcast against `x`."""
+        if not isinstance(t, Tensor) or t.ndim == 0:
+            return self.schedule.level(float(t))
+        t = t.double()
+        shape = (-1, *[1] * (x.ndim - 1))
+        dtype = working_dtype(x)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return Level(t, alpha.reshape(shape).to(dtype), sigma.reshape(shape).to(dtype))  # type: ignore[arg-type]
+
+    def predict(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        """The clean estimate at a level; the condition has the batch of `x`."""
+        x = x.to(working_dtype(x))
+        inputs, time = x, self._network_time(level, x)
+        if self.prediction == "edm":
+            inputs = edm_input(x, level.alpha, level.sigma, self.sigma_data)
+        if self.dtype is not None:
+            inputs = inputs.to(self.dtype)
+            time = time.to(self.dtype)
+        cast = (
+            torch.autocast(x.device.type, self.autocast)
+            if self.autocast
+            else contextlib.nullcontext()
+        )
+        with cast:
+            output = self.network(inputs, time, **condition)
+        output = output.to(x.dtype)
+        return to_x0(output, x, level.alpha, level.sigma, self.prediction, self.sigma_data)
+
+    def _network_time(self, level: Level, x: Tensor) -> Tensor:
+        t = torch.as_tensor(level.t, dtype=torch.float64, device=x.device)
+        if self.prediction == "edm":
+            time = -self.schedule.log_snr(t) / 8  # log(sigma / alpha) / 4
+        else:
+            time = self.schedule.network_time(t)
+        return time.to(working_dtype(x)).expand(len(x))
+
+    def null_condition(self, condition: Condition, names: Iterable[str] | None = None) -> Condition:
+        """The condition with all names, or the given ones, replaced by null.
+
+        Raises:
+            ValueError: A name has no null; lists those that have one.
+        """
+        batch = condition.batch or 1
+        replaced = {}
+        for name in condition if names is None else names:
+            if name not in condition:
+                raise ValueError(f"null: no condition {name!r}; {nearest(name, condition)}")
+            if name not in self.null:
+                raise ValueError(
+                    f"null: this model has no null for {name!r}; give one as "
+                    f"Denoiser(null={{{name!r}: ...}}), or use a guide that needs none "
+                    "(icg, tsg, pag, autoguidance)"
+                )
+            value = self.null[name]
+            like = condition[name]
+            made = torch.as_tensor(value(batch) if callable(value) else value, device=like.device)
+            replaced[name] = made.to(like.dtype).expand(like.shape).clone()
+        return condition.replace(**replaced)
+
+    @property
+    def attention_layers(self) -> dict[str, nn.Module]:
+        """Self-attention cores by name, for guides that perturb them; empty if unknown."""
+        return dict(getattr(self.network, "attention_layers", {}))
+
+    def module(self, name: str) -> nn.Module:
+        """A module of the network by name.
+
+        Raises:
+            ValueError: There is none.
+        """
+        modules = dict(self.network.named_modules()) if isinstance(self.network, nn.Module) else {}
+        if name not in modules:
+            raise ValueError(f"Denoiser: no module {name!r} in the network; {nearest(name, modules)}")
+        return modules[name]
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of combining: float64 for float64 input, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,75 @@
+"""Layers that the reference networks share: named self-attention and embeddings."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over tokens, fused.
+
+    Args:
+        width: Token width, a multiple of `heads`.
+        heads: Number of heads.
+
+    Shapes: tokens `(B, N, width)` to `(B, N, width)`.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"self-attention: width {width} is no multiple of heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each `(B, heads, N, width / heads)`."""
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The attention proper; perturbations replace it for their rows."""
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out = self.attend(*self.project(tokens))
+        return self.out(out.transpose(1, 2).flatten(-2))
+
+
+class TimeEmbedding(nn.Module):
+    """Random Fourier features of the network's time, then a two-layer perceptron.
+
+    Shapes: time `(B,)` to `(B, width)`.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, width: int, features: int = 128) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 2 * math.pi * torch.randn(features))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(features))
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        waves = torch.cos(t[:, None] * self.frequencies + self.phases) * math.sqrt(2)
+        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbedding(nn.Embedding):
+    """Class embedding with one more row, the last, for the null condition.
+
+    Floating-point input is an embedding already and passes through, so that guidance can
+    act behind the embedding (CADS, Gaussian ICG).
+
+    Shapes: labels `(B,)`, or embeddings `(B, width)`, to `(B, width)`.
+    """
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__(classes + 1, width)
+
+    def forward(self, label: Tensor) -> Tensor:
+        return label if label.is_floating_point() else super().forward(label)

@@ -1,0 +1,1 @@
+"""Training of the reference networks: data, loss, loop."""
