@@ -1,0 +1,66 @@
+"""Guidance for generative models, as one composable algebra.
+
+>>> import fairlead as fl
+>>> guide = fl.CFG(4.0) + fl.PAG(3.0) | fl.Rescale(0.7) | fl.Interval(0.1, 0.8)
+>>> fl.guide(str(guide)) == guide
+True
+"""
+
+from fairlead import prediction, schedules
+from fairlead.condition import Condition
+from fairlead.denoiser import Denoiser
+from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
+from fairlead.guidance.branch import Branch
+from fairlead.guidance.combine import combine
+from fairlead.guidance.context import Context, Run
+from fairlead.guidance.policies import *  # noqa: F403
+from fairlead.guidance.policies import __all__ as _policies
+from fairlead.guidance.rules import *  # noqa: F403
+from fairlead.guidance.rules import __all__ as _rules
+from fairlead.guidance.spec import guide
+from fairlead.guidance.terms import *  # noqa: F403
+from fairlead.guidance.terms import __all__ as _terms
+from fairlead.guidance.weight_schedules import *  # noqa: F403
+from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Branch",
+    "Condition",
+    "Context",
+    "Denoiser",
+    "Guide",
+    "Interrupted",
+    "Policy",
+    "Result",
+    "Rule",
+    "Run",
+    "Schedule",
+    "Step",
+    "Term",
+    "combine",
+    "exact",
+    "guide",
+    "load",
+    "metrics",
+    "prediction",
+    "register",
+    "sample",
+    "samplers",
+    "schedules",
+    *_policies,
+    *_rules,
+    *_terms,
+    *_weight_schedules,
+]
+
+# temporary, while these parts are being written
+import importlib as _i
+for _m in ("exact","metrics","samplers"):
+    try: globals()[_m]=_i.import_module("fairlead."+_m)
+    except Exception: pass
+try: from fairlead.models.zoo import load
+except Exception: pass
+try: from fairlead.sampling import Interrupted, Result, Step, sample
+except Exception: pass

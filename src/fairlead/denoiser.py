@@ -34,6 +34,9 @@ class Denoiser:
         trained: Condition states seen in training (`cond`, `null`, ...); a guide that asks
             for another warns once. `None`: not known.
         time_embedding: Name of the module that embeds time, for guides that perturb it.
+        embeddings: Name of the module that embeds a condition, by condition, for guides that
+            act behind it; the network must then take the embedding in place of the index.
+        choices: Number of values of each index condition, for guides that draw one.
         models: Further denoisers by name, such as a `weak` checkpoint.
         autocast: Dtype of autocast around the network, or `None`.
 
@@ -59,6 +62,8 @@ class Denoiser:
         sigma_data: float = 0.5,
         trained: Iterable[str] | None = None,
         time_embedding: str | None = None,
+        embeddings: Mapping[str, str] | None = None,
+        choices: Mapping[str, int] | None = None,
         models: Mapping[str, "Denoiser"] | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
@@ -71,7 +76,9 @@ class Denoiser:
         self.sigma_data = sigma_data
         self.trained = frozenset(trained) if trained is not None else None
         self.time_embedding = time_embedding
-        self.models = dict(models or {})
+        self.embeddings = dict(embeddings or {})
+        self.choices = dict(choices or {})
+        self.models: Mapping[str, Denoiser] = models or {}
         self.autocast = autocast
         first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
         self.device = first.device if first is not None else None
@@ -153,6 +160,23 @@ class Denoiser:
             made = torch.as_tensor(value(batch) if callable(value) else value, device=like.device)
             replaced[name] = made.to(like.dtype).expand(like.shape).clone()
         return condition.replace(**replaced)
+
+    def embed(self, condition: Condition) -> Condition:
+        """The condition with every index replaced by its embedding; embeddings pass through.
+
+        Raises:
+            ValueError: An index has no known embedding module.
+        """
+        made = {}
+        for name, value in condition.items():
+            if not value.is_floating_point():
+                if name not in self.embeddings:
+                    raise ValueError(
+                        f"embed: the condition {name!r} is an index, and the model does not say "
+                        f"which module embeds it: give Denoiser(embeddings={{{name!r}: 'module'}})"
+                    )
+                made[name] = self.module(self.embeddings[name])(value)
+        return condition.replace(**made)
 
     @property
     def attention_layers(self) -> dict[str, nn.Module]:

@@ -89,6 +89,18 @@ def from_x0(
     return alpha * eps - sigma * x0 if prediction == "v_prediction" else eps - x0
 
 
+def direction_scale(alpha: Number, sigma: Number, prediction: Prediction) -> Number:
+    """What a difference of two clean estimates is multiplied by in another space."""
+    choose("prediction", "space", prediction, PREDICTIONS[:4])
+    if prediction == "sample":
+        return 1.0
+    if prediction == "epsilon":
+        return -alpha / sigma
+    if prediction == "v_prediction":
+        return -(alpha**2) / sigma - sigma
+    return -alpha / sigma - 1
+
+
 def edm_input(x: Tensor, alpha: Number, sigma: Number, sigma_data: float = 0.5) -> Tensor:
     """`x` scaled to unit variance for data of standard deviation `sigma_data`."""
     return x / _sqrt(sigma**2 + alpha**2 * sigma_data**2)

@@ -7,36 +7,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Attention(nn.Module):
+    """The attention proper, without parameters: what guides hook and replace for their rows.
+
+    Shapes: queries, keys and values `(B, heads, N, d)` to `(B, heads, N, d)`.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over tokens, fused.
+    """Multi-head self-attention over tokens, fused; `core` is the attention proper.
 
     Args:
         width: Token width, a multiple of `heads`.
         heads: Number of heads.
+
+    Raises:
+        ValueError: The heads do not divide the width.
 
     Shapes: tokens `(B, N, width)` to `(B, N, width)`.
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"self-attention: width {width} is no multiple of heads {heads}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-
-    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each `(B, heads, N, width / heads)`."""
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The attention proper; perturbations replace it for their rows."""
-        return F.scaled_dot_product_attention(q, k, v)
+        self.core = Attention()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        out = self.attend(*self.project(tokens))
-        return self.out(out.transpose(1, 2).flatten(-2))
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        out = self.core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        mixed: Tensor = self.out(out.transpose(1, 2).flatten(-2))
+        return mixed
 
 
 class TimeEmbedding(nn.Module):
@@ -56,7 +63,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         waves = torch.cos(t[:, None] * self.frequencies + self.phases) * math.sqrt(2)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        embedding: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return embedding
 
 
 class LabelEmbedding(nn.Embedding):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairlead.models.layers import LabelEmbedding, SelfAttention, TimeEmbedding
+from fairlead.models.layers import Attention, LabelEmbedding, SelfAttention, TimeEmbedding
 
 
 class ResidualBlock(nn.Module):
@@ -28,7 +28,8 @@ class ResidualBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
-        return self.skip(x) + self.conv2(self.dropout(h))
+        out: Tensor = self.skip(x) + self.conv2(self.dropout(h))
+        return out
 
 
 class AttentionBlock(nn.Module):
@@ -63,7 +64,8 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """U-Net over patches of pixels, conditioned on time and a class label.
 
-    Attention layers are named `down.<level>.<block>`, `mid.0` and `up.<level>.<block>`.
+    Attention layers are named `down.<level>.<block>`, `mid.0` and `up.<level>.<block>`, with
+    level 0 the finest.
 
     Args:
         size: Side of the image in pixels.
@@ -75,6 +77,9 @@ class UNet(nn.Module):
         attention: Levels that have attention.
         heads: Attention heads.
         dropout: Dropout inside the residual blocks while training.
+
+    Raises:
+        ValueError: A width is no multiple of 16, or the levels do not divide the size.
 
     Shapes: image `(B, channels, size, size)`, time `(B,)`, label `(B,)` to an image.
     """
@@ -92,6 +97,13 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if any(w % 16 for w in widths):
+            raise ValueError(f"UNet: widths must be multiples of 16, got {list(widths)}")
+        if size % (patch * 2 ** (len(widths) - 1)):
+            raise ValueError(
+                f"UNet: size must be a multiple of {patch * 2 ** (len(widths) - 1)} for patch "
+                f"{patch} and {len(widths)} levels, got {size}"
+            )
         self.config = {
             "size": size,
             "channels": channels,
@@ -142,13 +154,16 @@ class UNet(nn.Module):
         nn.init.zeros_(self.outputs.weight)
 
     @property
-    def attention_layers(self) -> dict[str, SelfAttention]:
-        """The self-attention modules by name."""
+    def attention_layers(self) -> dict[str, Attention]:
+        """The attention cores by name, in the order in which they act."""
         found = {}
         for side in ("down", "mid", "up"):
             for name, module in getattr(self, side).named_modules():
                 if isinstance(module, AttentionBlock):
-                    found[f"{side}.{name.removesuffix('.attend')}"] = module.attention
+                    index, *block = name.removesuffix(".attend").split(".")
+                    # `up` is stored coarsest first; names count levels from the finest
+                    level = len(self.up) - 1 - int(index) if side == "up" else int(index)
+                    found[".".join([side, str(level), *block])] = module.attention.core
         return found
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:

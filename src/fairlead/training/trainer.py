@@ -120,8 +120,8 @@ def train(
             step = info["step"]
             if step // batches != epoch:
                 epoch = step // batches
-                order = torch.randperm(len(data), generator=_generator(recipe.seed, 1, epoch))
-            g = _generator(recipe.seed, 0, step)
+                order = torch.randperm(len(data), generator=generator(recipe.seed, 1, epoch))
+            g = generator(recipe.seed, 0, step)
             rows = order[step % batches * recipe.batch :][: recipe.batch]
             flip = torch.rand(len(rows), generator=g) < 0.5 if recipe.flip else None
             x0, label = data.batch(rows, flip)
@@ -162,7 +162,7 @@ def train(
     return {**info, "images": info["step"] * recipe.batch}
 
 
-def _generator(*key: int) -> torch.Generator:
+def generator(*key: int) -> torch.Generator:
     seed = 0
     for k in key:
         seed = (seed * 1_000_003 + k + 1) % 2**63

@@ -1,0 +1,457 @@
+"""The algebra: terms add with `+`; rules, schedules and policies pipe with `|`.
+
+A guide is a tree of `Term`, `Sum` and `Pipe`, immutable values all. At an evaluation it is
+asked twice, top down: `plan` says which branches are wanted with which coefficients, and
+`update` returns, once they are there, the direction to add to the base prediction.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from fairlead.guidance.branch import COND, Branch, Predictions
+from fairlead.guidance.context import Context, Place, Weight
+from fairlead.parameters import FINITE, Range, check_fields, title
+
+__all__ = [
+    "FINITE",
+    "Context",
+    "Guide",
+    "Pipe",
+    "Policy",
+    "Predictions",
+    "Range",
+    "Rule",
+    "Scale",
+    "Schedule",
+    "Sum",
+    "Term",
+    "less_one",
+    "norm",
+    "project",
+    "register",
+]
+
+CONTINUOUS = frozenset({"continuous"})
+ALL_DOMAINS = frozenset({"continuous", "logprob"})
+
+REGISTRY: dict[str, type["Node"]] = {}
+"""Every method by name."""
+
+N = TypeVar("N", bound="type[Node]")
+
+
+def register(name: str, ids: tuple[str, ...] = (), *, nfe: int = 0, neutral: str | None = None) -> Any:
+    """Class decorator: gives a method its name in text and its row in `fairlead methods`.
+
+    Args:
+        name: Name in text, lower case.
+        ids: Ids of the papers it implements.
+        nfe: Evaluations a step that it adds to the conditional one.
+        neutral: Arguments, as text, at which it changes nothing; `None` if there are none.
+    """
+
+    def enter(cls: N) -> N:
+        if name in REGISTRY:
+            raise ValueError(f"register: {name!r} is taken by {REGISTRY[name].__name__}")
+        cls.name, cls.ids, cls.nfe, cls.neutral = name, ids, nfe, neutral
+        REGISTRY[name] = cls
+        return cls
+
+    return enter
+
+
+@dataclass(frozen=True)
+class Node:
+    """What all parts of a guide share: checked fields, a name, a text form."""
+
+    name: ClassVar[str] = ""
+    ids: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = ""
+    nfe: ClassVar[int] = 0
+    neutral: ClassVar[str | None] = None
+    domains: ClassVar[frozenset[str]] = CONTINUOUS
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = _plain(getattr(self, f.name))
+            if f.type in (float, "float") or "float" in str(f.type):
+                value = _floats(value)
+            object.__setattr__(self, f.name, value)
+        check_fields(self)
+
+    def __str__(self) -> str:
+        given = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.default is MISSING:
+                given.append(_text(value))
+            elif value != f.default:
+                given.append(f"{f.name}={_text(value)}")
+        return f"{self.name}({', '.join(given)})"
+
+
+Scale = Annotated[float | tuple[float, ...], FINITE]
+"""A weight: one number, or one a sample (a tensor or list becomes a tuple)."""
+
+
+def less_one(scale: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """`w - 1`, the weight of a direction, from a guidance scale `w`."""
+    return tuple(w - 1 for w in scale) if isinstance(scale, tuple) else scale - 1
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and lists as tuples of numbers, so that a node can be compared and hashed."""
+    if isinstance(value, Tensor):
+        if value.ndim > 1:
+            raise ValueError(
+                f"a weight must be a number or one a sample, got shape {tuple(value.shape)}"
+            )
+        value = value.tolist()
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _floats(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_floats(v) for v in value)
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_text(v) for v in value)}]"
+    return repr(value)
+
+
+@dataclass(frozen=True)
+class Schedule(Node):
+    """Maps the weights of the terms before it, or their branches, over the course of a run."""
+
+    kind: ClassVar[str] = "schedule"
+    domains: ClassVar[frozenset[str]] = ALL_DOMAINS
+
+    def weight(self, weight: Weight, ctx: Context) -> Weight:
+        """The weight of a term (`w - 1` for CFG) at this evaluation; 0 evaluates nothing."""
+        return weight
+
+    def branch(self, branch: Branch, ctx: Context) -> Branch:
+        """The branch that stands in for one of the terms before it."""
+        return branch
+
+
+@dataclass(frozen=True)
+class Policy(Schedule):
+    """Decides which branches are evaluated, and what stands in for those that are not."""
+
+    kind: ClassVar[str] = "policy"
+
+    def skip(self, wanted: list[Branch], ctx: Context) -> list[Branch]:
+        """The branches among the wanted that it will provide itself; never the base."""
+        return []
+
+    def fill(self, branch: Branch, predictions: Predictions, ctx: Context) -> tuple[Tensor, str]:
+        """The prediction of a skipped branch and its provenance, given the evaluated ones."""
+        raise KeyError(branch.name)
+
+    def observe(self, predictions: Predictions, ctx: Context) -> None:
+        """Sees all predictions of the evaluation."""
+
+
+@dataclass(frozen=True)
+class Rule(Node):
+    """A map on the update; per sample, over all dimensions but the first, unless it says so.
+
+    `needs` lists branches that it reads besides those of the terms before it.
+    """
+
+    kind: ClassVar[str] = "rule"
+    needs: ClassVar[tuple[Branch, ...]] = ()
+
+    @abstractmethod
+    def apply(self, update: Tensor, predictions: Predictions, ctx: Context) -> Tensor:
+        """The new update: what is added to `predictions.base`."""
+
+
+Gains = tuple[Schedule, ...]
+"""Schedules over a term, the nearest first."""
+
+
+class Guide(ABC):
+    """A term, a sum or a pipe. Combine with `+` and `|`."""
+
+    def __add__(self, other: "Guide") -> "Guide":
+        if not isinstance(other, Guide):
+            return NotImplemented
+        parts = [*_summands(self), *_summands(other)]
+        return parts[0] if len(parts) == 1 else Sum(tuple(parts))
+
+    def __or__(self, other: Schedule | Rule) -> "Guide":
+        if not isinstance(other, (Schedule, Rule)):
+            if isinstance(other, Guide):
+                raise TypeError(
+                    f"{other} adds a direction: join it with +; after | stands a rule, a schedule "
+                    "or a policy"
+                )
+            return NotImplemented
+        return Pipe(self, other)
+
+    @abstractmethod
+    def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
+        """Enters the wanted branches and the weights of the terms into `ctx`."""
+
+    @abstractmethod
+    def update(
+        self, predictions: Predictions, ctx: Context, place: Place
+    ) -> tuple[Tensor | None, Weight]:
+        """The direction to add to the base, and the total absolute weight in it."""
+
+    @abstractmethod
+    def nodes(self) -> Iterator[Node]:
+        """Every term, rule, schedule and policy, left to right."""
+
+    def base(self, ctx: Context) -> Branch:
+        """The branch that terms are added to."""
+        return COND
+
+    def renoise(self, predictions: Predictions, ctx: Context, denoise: Tensor) -> Tensor | None:
+        """The other end of the prediction, where it differs from `denoise`."""
+        return None
+
+    @property
+    def linear(self) -> bool:
+        """Whether it has no rule, so that the prediction is affine in the branches."""
+        return not any(isinstance(n, Rule) for n in self.nodes())
+
+    @property
+    def domains(self) -> frozenset[str]:
+        """Domains that every part of it serves."""
+        return ALL_DOMAINS.intersection(*(n.domains for n in self.nodes()))
+
+    def describe(self, report: Any = None) -> Any:
+        """Branches, coefficients, rules and cost; with a report also the norms of a run."""
+        from fairlead.guidance.describe import describe
+
+        return describe(self, report)
+
+
+def _summands(guide: Guide) -> tuple[Guide, ...]:
+    return guide.parts if isinstance(guide, Sum) else (guide,)
+
+
+def _check_renoise(guide: Guide) -> None:
+    claims = [n for n in guide.nodes() if getattr(n, "claims_renoise", False)]
+    if len(claims) > 1:
+        raise ValueError(
+            f"{claims[0]} and {claims[1]} both claim the renoise end of the prediction; keep one"
+        )
+
+
+@dataclass(frozen=True)
+class Term(Node, Guide):
+    """A weight times the difference of two branches, `positive - negative`.
+
+    Subclasses say `strength` (0 is off) and `negative`; `positive` is the base.
+    """
+
+    kind: ClassVar[str] = "term"
+    claims_renoise: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def strength(self) -> float | tuple[float, ...]:
+        """Weight of the difference: `w - 1` for CFG."""
+
+    def strength_at(self, ctx: Context) -> float | tuple[float, ...]:
+        """The strength at an evaluation, for terms with a schedule of their own."""
+        return self.strength
+
+    @property
+    @abstractmethod
+    def negative(self) -> Branch:
+        """The branch that is pushed away from."""
+
+    @property
+    def positive(self) -> Branch:
+        """The branch that is pushed towards."""
+        return COND
+
+    def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
+        weight = self.weigh(self.strength_at(ctx), ctx, gains, gain)
+        if isinstance(weight, float) and weight == 0.0:
+            return
+        positive = self.seen(self.positive, ctx, gains)
+        negative = self.seen(self.negative, ctx, gains)
+        ctx.terms[place] = (weight, positive, negative)
+        ctx.want(positive, weight)
+        ctx.want(negative, -weight)
+
+    @staticmethod
+    def weigh(
+        strength: float | tuple[float, ...], ctx: Context, gains: Gains, gain: float
+    ) -> Weight:
+        """A strength under the schedules over the term and the sampler's gain."""
+        weight: Weight
+        if isinstance(strength, tuple):
+            weight = ctx.per_sample(strength) if any(strength) else 0.0
+        else:
+            weight = strength
+        for schedule in gains:
+            weight = schedule.weight(weight, ctx)
+        return weight * gain
+
+    @staticmethod
+    def seen(branch: Branch, ctx: Context, gains: Gains) -> Branch:
+        """A branch under the schedules over the term."""
+        for schedule in gains:
+            branch = schedule.branch(branch, ctx)
+        return branch
+
+    def update(
+        self, predictions: Predictions, ctx: Context, place: Place
+    ) -> tuple[Tensor | None, Weight]:
+        if place not in ctx.terms:
+            return None, 0.0
+        weight, positive, negative = ctx.terms[place]
+        update = weight * (predictions[positive] - predictions[negative])
+        ctx.run.report.norm(str(self), update)
+        return update, abs(weight)
+
+    def nodes(self) -> Iterator[Node]:
+        yield self
+
+
+@dataclass(frozen=True)
+class Sum(Guide):
+    """Terms side by side; `Sum(())`, text `none`, is no guidance."""
+
+    parts: tuple[Guide, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(isinstance(n, Schedule) and moves_base(n) for n in self.nodes()):
+            raise ValueError(
+                f"{self}: a schedule inside the sum changes the base branch for one summand only; "
+                "pipe it after the whole sum"
+            )
+        _check_renoise(self)
+
+    def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
+        for i, part in enumerate(self.parts):
+            part.plan(ctx, gains, gain, (*place, i))
+
+    def update(
+        self, predictions: Predictions, ctx: Context, place: Place
+    ) -> tuple[Tensor | None, Weight]:
+        total: Tensor | None = None
+        weights: Weight = 0.0
+        for i, part in enumerate(self.parts):
+            update, weight = part.update(predictions, ctx, (*place, i))
+            if update is not None:
+                total = update if total is None else total + update
+                weights = weights + weight
+        return total, weights
+
+    def nodes(self) -> Iterator[Node]:
+        for part in self.parts:
+            yield from part.nodes()
+
+    def renoise(self, predictions: Predictions, ctx: Context, denoise: Tensor) -> Tensor | None:
+        for part in self.parts:
+            end = part.renoise(predictions, ctx, denoise)
+            if end is not None:
+                return end
+        return None
+
+    def __str__(self) -> str:
+        texts = (f"({p})" if isinstance(p, Pipe) else str(p) for p in self.parts)
+        return " + ".join(texts) or "none"
+
+
+def moves_base(schedule: Schedule) -> bool:
+    """Whether a schedule replaces branches, and with them the base."""
+    return type(schedule).branch is not Schedule.branch
+
+
+@dataclass(frozen=True)
+class Pipe(Guide):
+    """A guide through a rule, a schedule or a policy."""
+
+    left: Guide
+    right: Rule | Schedule
+
+    def __post_init__(self) -> None:
+        _check_renoise(self)
+
+    def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
+        inner = (*place, 0)
+        if isinstance(self.right, Schedule):
+            bound = _Bound(self.right, place)
+            if isinstance(self.right, Policy):
+                ctx.policies.append((self.right, place))
+            self.left.plan(ctx, (bound, *gains), gain, inner)  # type: ignore[arg-type]
+            return
+        before = len(ctx.terms)
+        self.left.plan(ctx, gains, gain, inner)
+        if len(ctx.terms) > before:
+            for branch in (ctx.base, *self.right.needs):
+                ctx.read(Term.seen(branch, ctx, gains) if branch is not ctx.base else branch)
+
+    def update(
+        self, predictions: Predictions, ctx: Context, place: Place
+    ) -> tuple[Tensor | None, Weight]:
+        update, weight = self.left.update(predictions, ctx, (*place, 0))
+        if update is None or isinstance(self.right, Schedule):
+            return update, weight
+        ctx.place = place
+        ctx.weight = weight if isinstance(weight, float) else torch.where(weight == 0, 1.0, weight)
+        return self.right.apply(update, predictions, ctx), weight
+
+    def nodes(self) -> Iterator[Node]:
+        yield from self.left.nodes()
+        yield self.right
+
+    def base(self, ctx: Context) -> Branch:
+        base = self.left.base(ctx)
+        return self.right.branch(base, ctx) if isinstance(self.right, Schedule) else base
+
+    def renoise(self, predictions: Predictions, ctx: Context, denoise: Tensor) -> Tensor | None:
+        return self.left.renoise(predictions, ctx, denoise)
+
+    def __str__(self) -> str:
+        return f"{self.left} | {self.right}"
+
+
+class _Bound:
+    """A schedule at its place in the tree, so that it recalls its own memory."""
+
+    __slots__ = ("place", "schedule")
+
+    def __init__(self, schedule: Schedule, place: Place) -> None:
+        self.schedule, self.place = schedule, place
+
+    def weight(self, weight: Weight, ctx: Context) -> Weight:
+        ctx.place = self.place
+        return self.schedule.weight(weight, ctx)
+
+    def branch(self, branch: Branch, ctx: Context) -> Branch:
+        ctx.place = self.place
+        return self.schedule.branch(branch, ctx)
+
+
+def norm(x: Tensor) -> Tensor:
+    """L2 norm per sample, kept as dimensions of size 1 so that it broadcasts."""
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+
+
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """Inner product per sample, kept as dimensions of size 1 so that it broadcasts."""
+    return (x * y).sum(tuple(range(1, x.ndim)), keepdim=True)
+
+
+def project(x: Tensor, onto: Tensor) -> Tensor:
+    """The part of `x` along `onto`, per sample; 0 where `onto` is 0."""
+    square = inner(onto, onto)
+    return onto * (inner(x, onto) / torch.where(square == 0, 1.0, square))

@@ -1,0 +1,133 @@
+"""Branches: the single predictions that a guide combines."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from fairlead.condition import Condition
+from fairlead.denoiser import Denoiser
+from fairlead.parameters import nearest
+
+if TYPE_CHECKING:
+    from fairlead.guidance.context import Context
+
+
+class Transform(ABC):
+    """Changes a branch's condition; a hashable value."""
+
+    @abstractmethod
+    def __call__(self, condition: Condition, denoiser: Denoiser, ctx: "Context") -> Condition:
+        """The changed condition; random draws come from `ctx.normal`, so that the stages of
+        one step see the same.
+        """
+
+
+class Perturbation(ABC):
+    """Changes what a module of the network returns, for the rows of one branch only."""
+
+    @abstractmethod
+    def modules(self, denoiser: Denoiser) -> list[nn.Module]:
+        """The modules it acts on.
+
+        Raises:
+            ValueError: The network has none of them; lists what exists.
+        """
+
+    @abstractmethod
+    def __call__(
+        self, inputs: tuple[Tensor, ...], output: Tensor, rows: Sequence[int], ctx: "Context"
+    ) -> Tensor:
+        """The output for the rows of its branch, from their inputs and plain output.
+
+        `rows` are the samples of the batch that these rows belong to.
+        """
+
+
+class Point(ABC):
+    """Moves the input of a branch away from `x`, given the predictions it needs."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, predictions: "Predictions", ctx: "Context") -> Tensor:
+        """Where the branch is evaluated, shaped like `x`."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One prediction: a model under a condition state, at a point, with perturbations.
+
+    Two branches that differ in nothing but their name are one evaluation.
+
+    Args:
+        name: How reports and `fl.combine` call it.
+        state: Condition state: `cond`, `null`, or a name given to `fl.sample(states=...)`.
+        nulled: Names of the conditions that are null in it, for states in between.
+        model: Name of the model; empty is the sampled one.
+        transforms: Changes of the condition, in order.
+        perturbations: Changes inside the network.
+        needs: Branches that must be predicted before.
+        point: Where it is evaluated, if not at `x`.
+    """
+
+    name: str = field(compare=False)
+    state: str = "cond"
+    nulled: tuple[str, ...] = ()
+    model: str = ""
+    transforms: tuple[Transform, ...] = ()
+    perturbations: tuple[Perturbation, ...] = ()
+    needs: tuple["Branch", ...] = ()
+    point: Point | None = None
+
+    @cached_property
+    def _hash(self) -> int:
+        parts = (self.state, self.nulled, self.model, self.transforms, self.perturbations)
+        return hash((*parts, self.needs, self.point))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def transformed(self, transform: Transform) -> "Branch":
+        """This branch with one more change of its condition."""
+        return replace(self, transforms=(*self.transforms, transform))
+
+
+COND = Branch("cond")
+NULL = Branch("null", state="null")
+
+
+class Predictions(Mapping[Branch | str, Tensor]):
+    """The clean estimates of one evaluation, by branch or by branch name.
+
+    Attributes:
+        base: The prediction that terms are added to, usually `cond`.
+    """
+
+    def __init__(self, base: Branch, values: dict[Branch, Tensor]) -> None:
+        self.values_by_branch = values
+        self.base_branch = base
+
+    @property
+    def base(self) -> Tensor:
+        return self.values_by_branch[self.base_branch]
+
+    def __getitem__(self, key: Branch | str) -> Tensor:
+        if isinstance(key, Branch):
+            return self.values_by_branch[key]
+        for branch, value in self.values_by_branch.items():
+            if branch.name == key:
+                return value
+        raise KeyError(f"predictions: no branch {key!r}; {nearest(key, self.names)}")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the branches at hand."""
+        return [b.name for b in self.values_by_branch]
+
+    def __iter__(self) -> Iterator[Branch]:
+        return iter(self.values_by_branch)
+
+    def __len__(self) -> int:
+        return len(self.values_by_branch)

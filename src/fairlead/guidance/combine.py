@@ -1,0 +1,100 @@
+"""Guidance for people who bring their own predictions."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fairlead.denoiser import working_dtype
+from fairlead.guidance.algebra import Guide
+from fairlead.guidance.branch import Branch, Predictions
+from fairlead.guidance.context import Context, Run
+from fairlead.guidance.evaluator import _equals, finish
+from fairlead.guidance.spec import guide as parse
+from fairlead.parameters import choose, nearest
+from fairlead.schedules import Level, NoiseSchedule
+
+DOMAINS = ("continuous", "logprob")
+
+
+def combine(
+    guide: Guide | str,
+    predictions: Mapping[str, Tensor],
+    *,
+    x: Tensor | None = None,
+    t: float | Tensor | Level | None = None,
+    schedule: NoiseSchedule | None = None,
+    run: Run | None = None,
+    domain: str = "continuous",
+) -> Tensor:
+    """One step of a guide on given predictions, without a network.
+
+    Args:
+        guide: A guide or its text.
+        predictions: By branch name (`cond`, `null`, `pag`, ...), each `(B, ...)`: clean
+            estimates (any prediction space will do where no rule measures lengths), or
+            log-probabilities over the last dimension.
+        x: The noisy sample, for guides that need it.
+        t: Its time in the schedule's units: a number, `(B,)`, or a `Level`.
+        schedule: The noise schedule that `t` belongs to.
+        run: Memory from step to step; each call with it is one step. Default: a fresh one.
+        domain: `continuous`, or `logprob` (the result is normalised).
+
+    Returns:
+        The guided prediction, shaped like one of them, in float32 (float64 if they are).
+
+    Raises:
+        ValueError: A branch that the guide asks for is missing; shapes differ; the guide does
+            not serve the domain; `x`, `t` or `schedule` are needed but missing.
+
+    Example:
+        >>> import torch, fairlead as fl
+        >>> c, u = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, -2.0]])
+        >>> fl.combine("cfg(3)", {"cond": c, "null": u})
+        tensor([[5., 4.]])
+    """
+    guide = parse(guide)
+    choose("combine", "domain", domain, DOMAINS)
+    if domain not in guide.domains:
+        culprit = next(n for n in guide.nodes() if domain not in n.domains)
+        raise ValueError(
+            f"{culprit.name}: does not serve the domain {domain!r}, only "
+            f"{', '.join(sorted(culprit.domains))}"
+        )
+    if not predictions:
+        raise ValueError("combine: predictions are empty; give at least 'cond'")
+    shapes = {k: tuple(v.shape) for k, v in predictions.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"combine: predictions differ in shape: {shapes}")
+    first = next(iter(predictions.values()))
+    level = t if isinstance(t, Level) or t is None else _level(t, first, schedule)
+    run = run or Run(check=False, record=False)
+    run.advance()
+    ctx = Context(x, level, run, batch=len(first), ndim=first.ndim)
+    ctx.base = guide.base(ctx)
+    guide.plan(ctx, (), 1.0, ())
+    values: dict[Branch, Tensor] = {}
+    read = ctx.read_branches
+    for branch, coefficient in {ctx.base: 1.0, **ctx.coefficients}.items():
+        if branch.name in predictions:
+            value = predictions[branch.name]
+            values[branch] = value.to(working_dtype(value))
+        elif branch == ctx.base or branch in read or not _equals(coefficient, 0.0):
+            raise ValueError(
+                f"combine: the guide asks for branch {branch.name!r}, which is missing; "
+                f"{nearest(branch.name, predictions)}"
+            )
+    run.report.begin(run.step, run.stage, level.t if level else float("nan"))
+    result = finish(guide, Predictions(ctx.base, values), ctx).denoise
+    return torch.log_softmax(result, -1) if domain == "logprob" else result
+
+
+def _level(t: float | Tensor, like: Tensor, schedule: NoiseSchedule | None) -> Level:
+    if schedule is None:
+        raise ValueError("combine: t needs the schedule that it belongs to")
+    if not isinstance(t, Tensor) or t.ndim == 0:
+        return schedule.level(float(t))
+    shape = (-1, *[1] * (like.ndim - 1))
+    dtype = working_dtype(like)
+    alpha, sigma = schedule.alpha(t.double()), schedule.sigma(t.double())
+    return Level(t, alpha.reshape(shape).to(dtype), sigma.reshape(shape).to(dtype))  # type: ignore[arg-type]

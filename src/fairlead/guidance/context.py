@@ -1,0 +1,244 @@
+"""What a guide knows at a step (`Context`) and remembers between steps (`Run`)."""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from fairlead.denoiser import Denoiser, working_dtype
+from fairlead.guidance.branch import COND, Branch
+from fairlead.guidance.report import Report
+from fairlead.schedules import Level
+
+if TYPE_CHECKING:
+    from fairlead.guidance.algebra import Policy
+
+Place = tuple[int, ...]
+"""Where a node stands in the tree of a guide."""
+
+Lifetime = Literal["step", "trajectory"]
+
+Weight = float | Tensor
+"""A number, or a tensor that broadcasts against `x`."""
+
+
+class Run:
+    """The memory of one sampling run; made when sampling starts, thrown away when it ends.
+
+    Args:
+        seed: Seed of every random draw.
+        indices: Index of each sample; sample `i` sees the same draws in any batch.
+        steps: Number of steps, if known.
+        check: Whether a NaN or infinity in a prediction raises.
+        record: Whether the report keeps the norm of each term at each step.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        indices: Iterable[int] | None = None,
+        steps: int = 1,
+        *,
+        check: bool = True,
+        record: bool = True,
+    ) -> None:
+        self.seed = seed
+        self.indices = None if indices is None else list(indices)
+        self.step = -1
+        self.stage = 0
+        self.steps = steps
+        self.check = check
+        self.memory: dict[str, Any] = {}
+        self.report = Report(record)
+        self._slots: dict[Any, tuple[int, Any, Any]] = {}
+
+    def advance(self) -> None:
+        """Begins the next step."""
+        self.step += 1
+        self.stage = 0
+
+    def recall(self, key: Any, default: Any) -> Any:
+        """A slot as the last step left it, whatever this step has written since."""
+        if key not in self._slots:
+            return default
+        step, value, before = self._slots[key]
+        if step != self.step:
+            return value
+        return default if before is None else before[0]
+
+    def remember(self, key: Any, value: Any) -> None:
+        """Writes a slot; counts once a step, so later stages of a solver change nothing."""
+        kept = self._slots.get(key)
+        if kept is None:
+            self._slots[key] = (self.step, value, None)
+        elif kept[0] != self.step:
+            self._slots[key] = (self.step, value, (kept[1],))
+
+    def normal(
+        self, like: Tensor, key: str, count: int = 0, rows: Sequence[int] | None = None
+    ) -> Tensor:
+        """Standard normal noise shaped like `like`, a function of seed, sample, step and key.
+
+        Drawn in float32 on the CPU, so that it is the same on every device and dtype. `rows`
+        says which samples of the batch `like` holds, where it is not all of them.
+        """
+        tag = zlib.crc32(key.encode())
+        noise = torch.empty(like.shape, dtype=torch.float32)
+        generator = torch.Generator()
+        for row, index in zip(noise, self._indices(len(like), rows), strict=True):
+            row.normal_(generator=generator.manual_seed(_mix(self.seed, index, self.step, tag, count)))
+        return noise.to(like)
+
+    def integers(self, batch: int, high: int, key: str) -> Tensor:
+        """One uniform integer in [0, high) a sample, a function of seed, sample, step and key."""
+        tag = zlib.crc32(key.encode())
+        drawn = [
+            _mix(self.seed, index, self.step, tag, 0) % high for index in self._indices(batch)
+        ]
+        return torch.tensor(drawn)
+
+    def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
+        if rows is not None:
+            return rows if self.indices is None else [self.indices[i] for i in rows]
+        return range(batch) if self.indices is None else self.indices
+
+
+def _mix(*key: int) -> int:
+    """A well-spread 63-bit number from integers (the finaliser of splitmix64, chained)."""
+    mask, h = 2**64 - 1, 0
+    for k in key:
+        h = (h ^ (k & mask)) + 0x9E3779B97F4A7C15 & mask
+        h = (h ^ h >> 30) * 0xBF58476D1CE4E5B9 & mask
+        h = (h ^ h >> 27) * 0x94D049BB133111EB & mask
+        h ^= h >> 31
+    return h >> 1
+
+
+class Context:
+    """One evaluation of a guide, as terms, rules, schedules and policies see it.
+
+    Attributes:
+        x: The noisy sample, `(B, ...)`; `None` where `fl.combine` was given none.
+        level: Noise level of this evaluation.
+        start: Noise level at which the step began; differs in later stages of a solver.
+        run: The run's memory.
+        denoiser: The sampled model, or `None`.
+        base: The branch that terms are added to.
+        weight: Inside a rule, the total absolute weight of the terms below it; 1 where that
+            is 0, so that dividing is safe.
+        place: Where the node that is being asked stands.
+        terms: Weight and branches of each active term, by place.
+        coefficients: Sum of the weights of each wanted branch, beside the base's own 1.
+    """
+
+    def __init__(
+        self,
+        x: Tensor | None,
+        level: Level | None,
+        run: Run,
+        denoiser: Denoiser | None = None,
+        *,
+        start: Level | None = None,
+        batch: int = 0,
+        ndim: int = 0,
+    ) -> None:
+        self.x = x
+        self._level = level
+        self.start = start or level
+        self.run = run
+        self.denoiser = denoiser
+        self.batch = batch if x is None else len(x)
+        self.ndim = ndim if x is None else x.ndim
+        self.base = COND
+        self.weight: Weight = 1.0
+        self.place: Place = ()
+        self.terms: dict[Place, tuple[Weight, Branch, Branch]] = {}
+        self.coefficients: dict[Branch, Weight] = {}
+        self.read_branches: set[Branch] = set()
+        self.renoise: Branch | None = None
+        self.policies: list[tuple[Policy, Place]] = []
+
+    @property
+    def level(self) -> Level:
+        """Noise level of this evaluation.
+
+        Raises:
+            ValueError: `fl.combine` was given no `t` and `schedule`.
+        """
+        if self._level is None:
+            raise ValueError("combine: this guide needs the noise level; give x, t and schedule")
+        return self._level
+
+    @property
+    def alpha(self) -> Any:
+        """Signal level: a number, or a tensor that broadcasts against `x`."""
+        return self.level.alpha
+
+    @property
+    def sigma(self) -> Any:
+        """Noise level: a number, or a tensor that broadcasts against `x`."""
+        return self.level.sigma
+
+    @property
+    def progress(self) -> float:
+        """`i / (N - 1)`: 0 in the first step, 1 in the last."""
+        return self.run.step / max(1, self.run.steps - 1)
+
+    @property
+    def fraction(self) -> float:
+        """`i / N`: the share of the steps that is behind."""
+        return self.run.step / self.run.steps
+
+    def want(self, branch: Branch, coefficient: Weight) -> None:
+        """Adds to the coefficient of a branch."""
+        self.coefficients[branch] = self.coefficients.get(branch, 0.0) + coefficient
+
+    def read(self, branch: Branch) -> None:
+        """Wants a branch whatever its coefficient: a rule looks at it."""
+        self.read_branches.add(branch)
+        self.coefficients.setdefault(branch, 0.0)
+
+    def noise(self, x0: Tensor) -> Tensor:
+        """The noise prediction that belongs to a clean estimate."""
+        if self.x is None:
+            raise ValueError("combine: this guide needs the noisy sample; give x, t and schedule")
+        return (self.x - self.alpha * x0) / self.sigma
+
+    def recall(self, default: Any = None, name: str = "") -> Any:
+        """What the node remembered in the last step, else `default`."""
+        return self.run.recall((self.place, name), default)
+
+    def remember(self, value: Any, name: str = "") -> None:
+        """Keeps a value for the next step; counts once a step."""
+        self.run.remember((self.place, name), value)
+
+    def normal(self, like: Tensor, key: str, rows: Sequence[int] | None = None) -> Tensor:
+        """Standard normal noise shaped like `like`, the same in all stages of a step.
+
+        `rows` says which samples of the batch `like` holds, where it is not all of them.
+        """
+        return self.run.normal(like, key, rows=rows)
+
+    def per_sample(self, values: Sequence[float]) -> Tensor:
+        """A weight per sample as a tensor that broadcasts against `x`.
+
+        Raises:
+            ValueError: There are neither as many as samples nor as many as the run's largest
+                index needs.
+        """
+        indices = self.run.indices
+        if len(values) == self.batch:
+            chosen = list(values) if indices is None or max(indices) >= len(values) else None
+            chosen = chosen or [values[i] for i in indices or range(self.batch)]
+        elif indices is not None and max(indices) < len(values):
+            chosen = [values[i] for i in indices]
+        else:
+            raise ValueError(
+                f"weight: {len(values)} values were given for a batch of {self.batch} samples"
+            )
+        dtype = torch.float32 if self.x is None else working_dtype(self.x)
+        device = None if self.x is None else self.x.device
+        weight = torch.tensor(chosen, dtype=dtype, device=device)
+        return weight.reshape(-1, *[1] * (self.ndim - 1))

@@ -1,0 +1,10 @@
+"""Terms: weighted differences of two branches, one file a method."""
+
+from fairlead.guidance.terms.autoguidance import Autoguidance
+from fairlead.guidance.terms.cfg import CFG
+from fairlead.guidance.terms.cfgpp import CFGpp
+from fairlead.guidance.terms.icg import ICG
+from fairlead.guidance.terms.pag import PAG
+from fairlead.guidance.terms.tsg import TSG
+
+__all__ = ["Autoguidance", "CFG", "CFGpp", "ICG", "PAG", "TSG"]

@@ -1,0 +1,7 @@
+"""Schedules: weights and conditions over the course of a run, one file a method."""
+
+from fairlead.guidance.weight_schedules.cads import CADS, DynamicCFG
+from fairlead.guidance.weight_schedules.curve import Curve
+from fairlead.guidance.weight_schedules.interval import Interval
+
+__all__ = ["CADS", "Curve", "DynamicCFG", "Interval"]

@@ -1,0 +1,232 @@
+"""`fl.sample`: from a denoiser and a guide to samples."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairlead.condition import Condition
+from fairlead.denoiser import Denoiser
+from fairlead.guidance.algebra import Guide
+from fairlead.guidance.context import Run
+from fairlead.guidance.evaluator import Batching, Evaluator, GuidedModel
+from fairlead.guidance.report import Report
+from fairlead.guidance.spec import guide as parse
+from fairlead.parameters import choose
+from fairlead.samplers.base import Sampler
+from fairlead.samplers.base import get as get_sampler
+from fairlead.schedules import Level, Spacing
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback sees after each step.
+
+    Attributes:
+        index: Step, from 0.
+        steps: Number of steps.
+        level: The level that was reached.
+        x: The sample there, `(n, ...)`.
+        denoised: The last guided clean estimate.
+        report: The log so far.
+    """
+
+    index: int
+    steps: int
+    level: Level
+    x: Tensor
+    denoised: Tensor
+    report: Report
+
+
+@dataclass(frozen=True)
+class Result:
+    """Samples and what they cost.
+
+    Attributes:
+        x: `(n, ...)`.
+        nfe: Network evaluations of each sample, `(n,)`; a smaller model's count as one too.
+        report: Branches, provenance and norms of the terms for each evaluation.
+        guide: The guide.
+        level: The level of `x`: clean data, unless sampling was interrupted.
+    """
+
+    x: Tensor
+    nfe: Tensor
+    report: Report
+    guide: Guide
+    level: Level
+
+    def describe(self) -> Any:
+        """The guide's branches and cost, and the norm of each term at each step."""
+        return self.guide.describe(self.report)
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt while sampling; `result` holds what there was."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(f"sampling was interrupted at t = {result.level.t:g}")
+        self.result = result
+
+
+def sample(
+    denoiser: Denoiser,
+    condition: Mapping[str, Any] | None = None,
+    *,
+    guide: Guide | str | None = None,
+    sampler: Sampler | str = "heun",
+    steps: int = 32,
+    n: int | None = None,
+    shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+    first: int = 0,
+    spacing: Spacing | None = None,
+    negative: Mapping[str, Any] | None = None,
+    states: Mapping[str, Mapping[str, Any]] | None = None,
+    models: Mapping[str, Denoiser] | None = None,
+    x: Tensor | None = None,
+    batching: Batching = "batched",
+    max_batch: int | None = None,
+    callback: Callable[[Step], None] | None = None,
+    progress: bool = False,
+    check: bool = True,
+    record: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Result:
+    """Samples from a denoiser under a guide.
+
+    Sample `i` depends on `(seed, first + i)` alone, not on the batch it is drawn in.
+
+    Args:
+        denoiser: The model.
+        condition: Values by name, each of batch `n`, or one value for all.
+        guide: A guide or its text; `None` samples the conditional model.
+        sampler: A sampler, its name or its text, such as `ddim(eta=0.5)`.
+        steps: Number of steps.
+        n: Number of samples, where the denoiser knows the shape of one; default: the
+            condition's batch, else 1.
+        shape: Shape of the whole batch, instead of `n`.
+        seed: Seed of all random draws.
+        first: Index of the first sample.
+        spacing: How the levels are spread; default: the schedule's own.
+        negative: Negative condition: short for `states={"negative": ...}`.
+        states: Further conditions by name, for branches that ask for them.
+        models: Further denoisers by name, such as `weak`.
+        x: Where to start, at the grid's first level, instead of noise.
+        batching: `batched`: branches that share a model in one call; `sequential`: one call a
+            branch.
+        max_batch: Most rows in one network call.
+        callback: Called with a `Step` after each step.
+        progress: Whether to show a progress bar.
+        check: Whether a NaN or infinity raises, naming branch and step.
+        record: Whether the report keeps the norm of each term at each step.
+        dtype: `float32`, or `float64`.
+
+    Returns:
+        A `Result` with `.x`, `.nfe` and `.report`.
+
+    Raises:
+        ValueError: An argument is out of range, or does not fit the model or the guide.
+        FloatingPointError: A prediction is NaN or infinite.
+        Interrupted: Ctrl-C; carries the partial result.
+
+    Example:
+        >>> import torch, fairlead as fl
+        >>> p = fl.exact.GaussianMixture([[-1.0], [1.0]], 0.1, labels=[0, 1])
+        >>> d = p.denoiser(fl.schedules.EDM())
+        >>> out = fl.sample(d, {"label": [0, 1]}, guide="cfg(2)", steps=8)
+        >>> out.x.shape, out.nfe.tolist()
+        (torch.Size([2, 1]), [30, 30])
+    """
+    guide = parse(guide)
+    rule = get_sampler(sampler)
+    choose("sample", "batching", batching, ("batched", "sequential"))
+    for name, value in (("steps", steps), ("max_batch", max_batch), ("n", n)):
+        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+            raise ValueError(f"sample: {name} must be a whole number of at least 1, got {value}")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"sample: dtype must be torch.float32 or torch.float64, got {dtype}")
+    if "continuous" not in guide.domains:
+        culprit = next(m for m in guide.nodes() if "continuous" not in m.domains)
+        raise ValueError(f"{culprit.name}: does not serve the domain 'continuous'")
+    given = {"cond": condition or {}, **(states or {})}
+    if negative is not None:
+        given["negative"] = negative
+    conditions = {k: Condition(v) for k, v in given.items()}
+    size = _shape(denoiser, conditions, n, shape, x)
+    device = denoiser.device or torch.device("cpu")
+    conditions = {k: c.expand(size[0]).to(device) for k, c in conditions.items()}
+    levels = denoiser.schedule.grid(steps, spacing)
+    run = Run(seed, range(first, first + size[0]), steps, check=check, record=record)
+    evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
+    model = GuidedModel(guide, evaluator, run)
+    model.check()
+    if x is None:
+        like = torch.empty(size, dtype=dtype, device=device)
+        x = levels[0].sigma * run.normal(like, "start")
+    else:
+        x = x.to(device, dtype)
+    reached = levels[0]
+    try:
+        with torch.no_grad(), _bar(progress, steps) as tick:
+            for s, t in zip(levels, levels[1:], strict=False):
+                model.begin(s)
+                x = rule.step(model, x, s, t)
+                reached = t
+                tick()
+                if callback is not None:
+                    denoised = model.last.denoise if model.last else x
+                    callback(Step(run.step, steps, t, x, denoised, run.report))
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt, Interrupted):
+            raise
+        raise Interrupted(_result(x, run, guide, reached)) from None
+    return _result(x, run, guide, reached)
+
+
+def _result(x: Tensor, run: Run, guide: Guide, level: Level) -> Result:
+    nfe = torch.as_tensor(run.report.nfe).expand(len(x)).cpu()
+    return Result(x, nfe, run.report, guide, level)
+
+
+def _shape(
+    denoiser: Denoiser,
+    conditions: Mapping[str, Condition],
+    n: int | None,
+    shape: tuple[int, ...] | None,
+    x: Tensor | None,
+) -> tuple[int, ...]:
+    if x is not None:
+        return tuple(x.shape)
+    if shape is not None:
+        if n is not None and n != shape[0]:
+            raise ValueError(f"sample: n = {n} contradicts shape = {tuple(shape)}")
+        return tuple(shape)
+    if denoiser.shape is None:
+        raise ValueError("sample: this denoiser does not know the shape of a sample; give shape=")
+    batches = [c.batch for c in conditions.values() if c.batch not in (None, 1)]
+    return (n or (batches[0] if batches else 1) or 1, *denoiser.shape)
+
+
+class _bar:
+    """A progress bar, or nothing."""
+
+    def __init__(self, show: bool, steps: int) -> None:
+        self.show, self.steps = show, steps
+
+    def __enter__(self) -> Callable[[], None]:
+        if not self.show:
+            return lambda: None
+        from rich.progress import Progress
+
+        self.progress = Progress(transient=True)
+        self.progress.start()
+        task = self.progress.add_task("sampling", total=self.steps)
+        return lambda: self.progress.advance(task)
+
+    def __exit__(self, *_: object) -> None:
+        if self.show:
+            self.progress.stop()
