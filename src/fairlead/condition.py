@@ -26,23 +26,23 @@ class Condition(Mapping[str, Tensor]):
     """
 
     def __init__(self, tensors: Mapping[str, Any] | None = None) -> None:
-        self._tensors = {k: torch.as_tensor(v) for k, v in (tensors or {}).items()}
-        sizes = {k: len(v) for k, v in self._tensors.items() if v.ndim}
+        self.tensors = {k: torch.as_tensor(v) for k, v in (tensors or {}).items()}
+        sizes = {k: len(v) for k, v in self.tensors.items() if v.ndim}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"condition: batches differ: {sizes}")
         self.batch = next(iter(sizes.values()), None)
 
     def __getitem__(self, name: str) -> Tensor:
         try:
-            return self._tensors[name]
+            return self.tensors[name]
         except KeyError:
-            raise KeyError(f"condition: no {name!r}; {nearest(name, self._tensors)}") from None
+            raise KeyError(f"condition: no {name!r}; {nearest(name, self.tensors)}") from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self.tensors)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.tensors)
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}: {tuple(v.shape)}" for k, v in self.items())
@@ -54,7 +54,7 @@ class Condition(Mapping[str, Tensor]):
 
     def replace(self, **tensors: Any) -> "Condition":
         """A copy in which the given values stand."""
-        return Condition({**self._tensors, **tensors})
+        return Condition({**self.tensors, **tensors})
 
     def where(self, mask: Tensor, other: "Condition") -> "Condition":
         """Per sample, this condition where `mask` is true and `other` elsewhere.

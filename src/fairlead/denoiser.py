@@ -1,6 +1,5 @@
 """The denoiser: a network, its schedule and its prediction type as one function to `x0`."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -81,6 +80,7 @@ class Denoiser:
         self.models: Mapping[str, Denoiser] = models or {}
         self.autocast = autocast
         first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+        self._times: dict[Any, Tensor] = {}
         self.device = first.device if first is not None else None
         self.dtype = first.dtype if first is not None else None
 
@@ -113,30 +113,44 @@ class Denoiser:
 
     def predict(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """The clean estimate at a level; the condition has the batch of `x`."""
-        x = x.to(working_dtype(x))
+        # the comparisons of dtypes below cost less than conversions that do nothing
+        if x.dtype not in (torch.float32, torch.float64):
+            x = x.float()
         inputs, time = x, self._network_time(level, x)
         if self.prediction == "edm":
             inputs = edm_input(x, level.alpha, level.sigma, self.sigma_data)
-        if self.dtype is not None:
+        if self.dtype is not None and inputs.dtype != self.dtype:
             inputs = inputs.to(self.dtype)
-            time = time.to(self.dtype)
-        cast = (
-            torch.autocast(x.device.type, self.autocast)
-            if self.autocast
-            else contextlib.nullcontext()
-        )
-        with cast:
-            output = self.network(inputs, time, **condition)
-        output = output.to(x.dtype)
+        if self.autocast:
+            with torch.autocast(x.device.type, self.autocast):
+                output = self.network(inputs, time, **condition.tensors)
+        else:
+            output = self.network(inputs, time, **condition.tensors)
+        if output.dtype != x.dtype:
+            output = output.to(x.dtype)
         return to_x0(output, x, level.alpha, level.sigma, self.prediction, self.sigma_data)
 
     def _network_time(self, level: Level, x: Tensor) -> Tensor:
-        t = torch.as_tensor(level.t, dtype=torch.float64, device=x.device)
+        dtype = self.dtype or x.dtype
+        if isinstance(level.t, Tensor):  # times that differ between samples
+            t = level.t.to(x.device)
+            edm = self.prediction == "edm"
+            return (-self.schedule.log_snr(t) / 8 if edm else self.schedule.network_time(t)).to(dtype)
+        key = (level.t, x.shape[0], dtype, x.device)
+        if key not in self._times:
+            if len(self._times) > 4096:  # many runs on grids that never meet again
+                self._times.clear()
+            self._times[key] = torch.full(
+                (x.shape[0],), self._time(level), dtype=dtype, device=x.device
+            )
+        return self._times[key]
+
+    def _time(self, level: Level) -> float:
         if self.prediction == "edm":
-            time = -self.schedule.log_snr(t) / 8  # log(sigma / alpha) / 4
-        else:
-            time = self.schedule.network_time(t)
-        return time.to(working_dtype(x)).expand(len(x))
+            return -level.log_snr / 8  # log(sigma / alpha) / 4
+        if level.network_time is None:
+            return float(self.schedule.network_time(torch.tensor(level.t)))
+        return level.network_time
 
     def null_condition(self, condition: Condition, names: Iterable[str] | None = None) -> Condition:
         """The condition with all names, or the given ones, replaced by null.

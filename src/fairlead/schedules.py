@@ -25,11 +25,13 @@ class Level:
         t: Time in the schedule's own units.
         alpha: Signal level, >= 0.
         sigma: Noise level, >= 0.
+        network_time: What a network trained under the schedule takes; `None`: not known.
     """
 
     t: float
     alpha: float
     sigma: float
+    network_time: float | None = None
 
     @property
     def log_snr(self) -> float:
@@ -82,7 +84,8 @@ class NoiseSchedule(ABC):
     def level(self, t: float) -> Level:
         """Signal and noise at one time, computed in float64."""
         at = torch.tensor(t, dtype=torch.float64)
-        return Level(float(t), self.alpha(at).item(), self.sigma(at).item())
+        alpha, sigma = self.alpha(at).item(), self.sigma(at).item()
+        return Level(float(t), alpha, sigma, self.network_time(at).item())
 
     def level_at(self, log_snr: float) -> Level:
         """The level of a given log signal-to-noise ratio."""

@@ -55,7 +55,7 @@ def outlier_rate(
     label: int | None = None,
     *,
     quantile: float = 0.01,
-    draws: int = 20000,
+    draws: int = 10000,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fairlead.exact.components import Components, log_normal
 from fairlead.exact.distribution import NULL, Distribution, Label, levels, returned
 from fairlead.schedules import Level
 
-ELEMENTS = 1 << 22
-"""Numbers in the largest intermediate tensor; longer batches go in chunks."""
+ELEMENTS = 1 << 18
+"""Numbers in the largest intermediate tensor, 2 MB; longer batches go in chunks."""
 
 
 class GaussianMixture(Distribution):
@@ -53,11 +54,9 @@ class GaussianMixture(Distribution):
         weights: Tensor | list[float] | None = None,
         labels: Tensor | list[int] | None = None,
     ) -> None:
-        means = torch.as_tensor(means, dtype=torch.float64)
-        self.means = means[:, None] if means.ndim == 1 else means
+        self.parts = Components(means, covs)
+        self.means = self.parts.means
         k, self.dim = self.means.shape
-        covs = torch.as_tensor(covs, dtype=torch.float64, device=self.means.device)
-        self.eigenvalues, self.basis = _spectra(covs, k, self.dim)
         w = torch.ones(k) if weights is None else torch.as_tensor(weights)
         w = w.to(self.means)
         own = torch.zeros(k) if labels is None else torch.as_tensor(labels)
@@ -76,8 +75,6 @@ class GaussianMixture(Distribution):
         inside = torch.where(member, self.weights / self.prior[:, None], 0.0)
         # row c holds log pi_k given class c, the last row those of the marginal
         self._log_weights = torch.cat([inside, self.weights[None]]).log()
-        rotated = self.means if self.basis is None else (self.basis * self.means[..., None]).sum(1)
-        self._rotated_means = rotated
 
     def log_density(self, x: Tensor, level: Level | None = None, label: Label = None) -> Tensor:
         """`log p(x_t | c)` in nats, `(B, d)` to `(B,)`.
@@ -110,7 +107,7 @@ class GaussianMixture(Distribution):
         """
 
         def score(joint: Tensor, y: Tensor, v: Tensor, _: Tensor) -> Tensor:
-            return self._unrotate(joint.softmax(1)[..., None] * (-y / v))
+            return self.parts.unrotate(joint.softmax(1)[..., None] * (-y / v))
 
         return self._map(score, x, level, label)
 
@@ -123,8 +120,8 @@ class GaussianMixture(Distribution):
 
         def mean(joint: Tensor, y: Tensor, v: Tensor, a: Tensor) -> Tensor:
             r = joint.softmax(1)
-            gain = a[..., None] * self.eigenvalues / v
-            return r @ self.means + self._unrotate(r[..., None] * gain * y)
+            gain = a[..., None] * self.parts.eigenvalues / v
+            return r @ self.means + self.parts.unrotate(r[..., None] * gain * y)
 
         x0 = self._map(mean, x, safe, label)
         kept = (x.double() / torch.where(clean, alpha, 1.0)).to(x0.dtype)
@@ -142,68 +139,49 @@ class GaussianMixture(Distribution):
         cdf = cdf / cdf[:, -1:]
         # right=True: never a component of zero width, which belongs to another class
         k = torch.searchsorted(cdf[index], u, right=True)[:, 0].clamp(max=len(self.means) - 1)
-        z = self.eigenvalues[k].sqrt() * z
-        if self.basis is not None:
-            z = (self.basis[k] @ z[..., None])[..., 0]
-        return self.means[k] + z
+        return self.means[k] + self.parts.colour(z, k)
 
     def moments(self, label: int | None = None) -> tuple[Tensor, Tensor]:
         """Mean `(d,)` and covariance `(d, d)` of clean data, of a class or of all."""
         w = self._log_weights[self._index(label, 1, self.means.device)[0]].exp()
         mean = w @ self.means
         apart = self.means - mean
-        inner = torch.einsum("k,kij->ij", w, self.covariances)
+        inner = torch.einsum("k,kij->ij", w, self.parts.covariances)
         return mean, inner + (w[:, None] * apart).T @ apart
-
-    @property
-    def covariances(self) -> Tensor:
-        """`(K, d, d)` covariances of the components."""
-        if self.basis is None:
-            return torch.diag_embed(self.eigenvalues)
-        return (self.basis * self.eigenvalues[:, None]) @ self.basis.mT
 
     def restrict(self, label: int) -> "GaussianMixture":
         """The distribution of one class alone, `p(x | c)`, as a mixture of one class."""
         rows = self.labels == label
         if label == NULL or not rows.any():
             raise ValueError(f"restrict: label must be in 0..{self.classes - 1}, got {label}")
-        return GaussianMixture(self.means[rows], self._compact()[rows], self.weights[rows])
+        return GaussianMixture(self.means[rows], self.parts.compact[rows], self.weights[rows])
 
     def widen(self, variance: float) -> "GaussianMixture":
         """Each component's covariance plus `variance I`: a blurred, weaker model of the same."""
-        covs = self._compact()
+        covs = self.parts.compact
         added = covs + variance * (1.0 if covs.ndim == 2 else torch.eye(self.dim).to(covs))
         return GaussianMixture(self.means, added, self.weights, self.labels)
 
     def to(self, device: torch.device | str) -> "GaussianMixture":
         """A copy on a device."""
-        covs = self._compact().to(device)
+        covs = self.parts.compact.to(device)
         return GaussianMixture(self.means.to(device), covs, self.weights, self.labels)
 
     def box(self, span: float, level: Level | None = None) -> tuple[Tensor, Tensor]:
         """Lower and upper corner, `(d,)` each, of all components' means +- `span` deviations."""
         alpha, sigma = levels(level, self.means)
-        half = span * (alpha**2 * self.covariances.diagonal(dim1=1, dim2=2) + sigma**2).sqrt()
+        half = span * (alpha**2 * self.parts.covariances.diagonal(dim1=1, dim2=2) + sigma**2).sqrt()
         return (alpha * self.means - half).amin(0), (alpha * self.means + half).amax(0)
 
     def narrowest(self, level: Level | None = None) -> float:
         """Least standard deviation of any component in any direction."""
         alpha, sigma = levels(level, self.means)
-        return math.sqrt((alpha**2 * self.eigenvalues.min() + sigma**2).min().item())
+        return math.sqrt((alpha**2 * self.parts.eigenvalues.min() + sigma**2).min().item())
 
     def __repr__(self) -> str:
         return (
             f"GaussianMixture(components={len(self.means)}, dim={self.dim}, classes={self.classes})"
         )
-
-    def _compact(self) -> Tensor:
-        return self.eigenvalues if self.basis is None else self.covariances
-
-    def _unrotate(self, y: Tensor) -> Tensor:
-        """`sum_k U_k y_k`, `(B, K, d)` to `(B, d)`."""
-        if self.basis is None:
-            return y.sum(1)
-        return y.flatten(1) @ self.basis.mT.reshape(-1, self.dim)
 
     def _map(
         self, function: Callable[..., Tensor], x: Tensor, level: Level | None, label: Label
@@ -219,48 +197,12 @@ class GaussianMixture(Distribution):
         alpha, sigma = levels(level, x)
         index = self._index(label, len(x), x.device)
         size = max(1, ELEMENTS // self.means.numel())
-        parts = []
+        chunks = []
         for start in range(0, max(len(x), 1), size):
             rows = slice(start, start + size)
             a = alpha[rows] if len(alpha) > 1 else alpha
             s = sigma[rows] if len(sigma) > 1 else sigma
-            y, v = self._residuals(x[rows].double(), a, s)
-            quadratic = (y**2 / v).sum(2) + v.log().sum(2) + self.dim * math.log(2 * math.pi)
-            joint = self._log_weights[index[rows]] - quadratic / 2
-            parts.append(function(joint, y, v, a))
-        return returned(torch.cat(parts), x)
-
-    def _residuals(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        v = alpha[..., None] ** 2 * self.eigenvalues + sigma[..., None] ** 2
-        if not (v > 0).all():
-            raise ValueError(
-                "GaussianMixture: a component is a point mass at this level and has no density; "
-                "use a level with sigma > 0, or positive covariances"
-            )
-        turned = x[:, None]
-        if self.basis is not None:
-            flat = self.basis.permute(1, 0, 2).reshape(self.dim, -1)
-            turned = (x @ flat).reshape(len(x), -1, self.dim)
-        return turned - alpha[..., None] * self._rotated_means, v
-
-
-def _spectra(covs: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:
-    """Eigenvalues `(K, d)` and eigenvectors `(K, d, d)`, `None` for diagonal covariances."""
-    if covs.ndim <= 1 or covs.shape == (k, d):
-        values = covs.expand(k)[:, None] if covs.ndim <= 1 else covs
-        values, basis = values.expand(k, d).clone(), None
-    elif covs.shape == (k, d, d):
-        # far below any use, far above rounding
-        if not torch.allclose(covs, covs.mT, rtol=1e-10, atol=1e-12 * covs.abs().max().item()):
-            raise ValueError("GaussianMixture: covs must be symmetric")
-        values, basis = torch.linalg.eigh(covs)
-        # eigh leaves -1e-17 where a singular matrix has 0
-        values = torch.where(values.abs() < 1e-14 * values.amax(1, keepdim=True), 0.0, values)
-    else:
-        raise ValueError(
-            f"GaussianMixture: covs must be a number, ({k},), ({k}, {d}) or ({k}, {d}, {d}), "
-            f"got {tuple(covs.shape)}"
-        )
-    if not (values >= 0).all():
-        raise ValueError("GaussianMixture: covs must be positive")
-    return values, basis
+            y, v = self.parts.residuals(x[rows].double(), a, s)
+            joint = self._log_weights[index[rows]] + log_normal(y, v)
+            chunks.append(function(joint, y, v, a))
+        return returned(torch.cat(chunks), x)

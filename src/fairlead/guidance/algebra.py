@@ -8,6 +8,7 @@ asked twice, top down: `plan` says which branches are wanted with which coeffici
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
@@ -221,10 +222,19 @@ class Guide(ABC):
         """The other end of the prediction, where it differs from `denoise`."""
         return None
 
-    @property
+    @cached_property
     def linear(self) -> bool:
         """Whether it has no rule, so that the prediction is affine in the branches."""
         return not any(isinstance(n, Rule) for n in self.nodes())
+
+    @cached_property
+    def steady(self) -> bool:
+        """Whether it plans the same at every evaluation."""
+        return not any(
+            isinstance(n, Schedule)
+            or (isinstance(n, Term) and type(n).strength_at is not Term.strength_at)
+            for n in self.nodes()
+        )
 
     @property
     def domains(self) -> frozenset[str]:
@@ -285,9 +295,9 @@ class Term(Node, Guide):
             return
         positive = self.seen(self.positive, ctx, gains)
         negative = self.seen(self.negative, ctx, gains)
-        ctx.terms[place] = (weight, positive, negative)
-        ctx.want(positive, weight)
-        ctx.want(negative, -weight)
+        ctx.plan.terms[place] = (weight, positive, negative)
+        ctx.plan.want(positive, weight)
+        ctx.plan.want(negative, -weight)
 
     @staticmethod
     def weigh(
@@ -310,14 +320,23 @@ class Term(Node, Guide):
             branch = schedule.branch(branch, ctx)
         return branch
 
+    @cached_property
+    def label(self) -> str:
+        """Its text, made once."""
+        return str(self)
+
     def update(
         self, predictions: Predictions, ctx: Context, place: Place
     ) -> tuple[Tensor | None, Weight]:
-        if place not in ctx.terms:
+        term = ctx.plan.terms.get(place)
+        if term is None:
             return None, 0.0
-        weight, positive, negative = ctx.terms[place]
-        update = weight * (predictions[positive] - predictions[negative])
-        ctx.run.report.norm(str(self), update)
+        weight, positive, negative = term
+        values = predictions.values_by_branch
+        update = values[positive] - values[negative]
+        update = update.mul_(weight) if isinstance(weight, float) else update * weight
+        if ctx.run.report.record:
+            ctx.run.report.norm(self.label, update)
         return update, abs(weight)
 
     def nodes(self) -> Iterator[Node]:
@@ -390,14 +409,15 @@ class Pipe(Guide):
         if isinstance(self.right, Schedule):
             bound = _Bound(self.right, place)
             if isinstance(self.right, Policy):
-                ctx.policies.append((self.right, place))
+                ctx.plan.policies.append((self.right, place))
             self.left.plan(ctx, (bound, *gains), gain, inner)  # type: ignore[arg-type]
             return
-        before = len(ctx.terms)
+        before = len(ctx.plan.terms)
         self.left.plan(ctx, gains, gain, inner)
-        if len(ctx.terms) > before:
-            for branch in (ctx.base, *self.right.needs):
-                ctx.read(Term.seen(branch, ctx, gains) if branch is not ctx.base else branch)
+        if len(ctx.plan.terms) > before:
+            ctx.plan.look_at(ctx.plan.base)
+            for branch in self.right.needs:
+                ctx.plan.look_at(Term.seen(branch, ctx, gains))
 
     def update(
         self, predictions: Predictions, ctx: Context, place: Place
@@ -453,5 +473,5 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 
 def project(x: Tensor, onto: Tensor) -> Tensor:
     """The part of `x` along `onto`, per sample; 0 where `onto` is 0."""
-    square = inner(onto, onto)
-    return onto * (inner(x, onto) / torch.where(square == 0, 1.0, square))
+    square = inner(onto, onto).clamp(min=torch.finfo(onto.dtype).tiny)
+    return onto * (inner(x, onto) / square)

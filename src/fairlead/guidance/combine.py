@@ -8,8 +8,8 @@ from torch import Tensor
 from fairlead.denoiser import working_dtype
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.branch import Branch, Predictions
-from fairlead.guidance.context import Context, Run
-from fairlead.guidance.evaluator import _equals, finish
+from fairlead.guidance.context import Context, Plan, Run
+from fairlead.guidance.evaluator import _equals, finish, observed
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose, nearest
 from fairlead.schedules import Level, NoiseSchedule
@@ -71,21 +71,21 @@ def combine(
     run = run or Run(check=False, record=False)
     run.advance()
     ctx = Context(x, level, run, batch=len(first), ndim=first.ndim)
-    ctx.base = guide.base(ctx)
+    plan = ctx.plan = Plan(guide.base(ctx))
     guide.plan(ctx, (), 1.0, ())
     values: dict[Branch, Tensor] = {}
-    read = ctx.read_branches
-    for branch, coefficient in {ctx.base: 1.0, **ctx.coefficients}.items():
+    for branch, coefficient in {plan.base: 1.0, **plan.coefficients}.items():
         if branch.name in predictions:
             value = predictions[branch.name]
             values[branch] = value.to(working_dtype(value))
-        elif branch == ctx.base or branch in read or not _equals(coefficient, 0.0):
+        elif branch == plan.base or branch in plan.read or not _equals(coefficient, 0.0):
             raise ValueError(
                 f"combine: the guide asks for branch {branch.name!r}, which is missing; "
                 f"{nearest(branch.name, predictions)}"
             )
-    run.report.begin(run.step, run.stage, level.t if level else float("nan"))
-    result = finish(guide, Predictions(ctx.base, values), ctx).denoise
+    t = float("nan") if level is None else level.t
+    run.report.begin(run.step, run.stage, t, values, ctx.batch)
+    result = finish(guide, observed(Predictions(plan.base, values), ctx), ctx).denoise
     return torch.log_softmax(result, -1) if domain == "logprob" else result
 
 

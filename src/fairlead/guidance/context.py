@@ -116,6 +116,38 @@ def _mix(*key: int) -> int:
     return h >> 1
 
 
+class Plan:
+    """What one evaluation of a guide wants.
+
+    Attributes:
+        base: The branch that terms are added to.
+        terms: Weight and branches of each active term, by place.
+        coefficients: Sum of the weights of each wanted branch, beside the base's own 1.
+        read: Branches wanted whatever their coefficient: a rule looks at them.
+        renoise: The branch that renoises, if not the guided prediction.
+        policies: Policies and their places, outermost first.
+    """
+
+    __slots__ = ("base", "coefficients", "policies", "read", "renoise", "terms")
+
+    def __init__(self, base: Branch = COND) -> None:
+        self.base = base
+        self.terms: dict[Place, tuple[Weight, Branch, Branch]] = {}
+        self.coefficients: dict[Branch, Weight] = {}
+        self.read: set[Branch] = set()
+        self.renoise: Branch | None = None
+        self.policies: list[tuple[Policy, Place]] = []
+
+    def want(self, branch: Branch, coefficient: Weight) -> None:
+        """Adds to the coefficient of a branch."""
+        self.coefficients[branch] = self.coefficients.get(branch, 0.0) + coefficient
+
+    def look_at(self, branch: Branch) -> None:
+        """Wants a branch whatever its coefficient."""
+        self.read.add(branch)
+        self.coefficients.setdefault(branch, 0.0)
+
+
 class Context:
     """One evaluation of a guide, as terms, rules, schedules and policies see it.
 
@@ -125,12 +157,12 @@ class Context:
         start: Noise level at which the step began; differs in later stages of a solver.
         run: The run's memory.
         denoiser: The sampled model, or `None`.
-        base: The branch that terms are added to.
+        plan: What this evaluation wants.
         weight: Inside a rule, the total absolute weight of the terms below it; 1 where that
             is 0, so that dividing is safe.
         place: Where the node that is being asked stands.
-        terms: Weight and branches of each active term, by place.
-        coefficients: Sum of the weights of each wanted branch, beside the base's own 1.
+        batch: Number of samples.
+        ndim: Number of dimensions of `x`.
     """
 
     def __init__(
@@ -149,16 +181,15 @@ class Context:
         self.start = start or level
         self.run = run
         self.denoiser = denoiser
-        self.batch = batch if x is None else len(x)
+        self.batch = batch if x is None else x.shape[0]
         self.ndim = ndim if x is None else x.ndim
-        self.base = COND
+        self.plan = Plan()
         self.weight: Weight = 1.0
         self.place: Place = ()
-        self.terms: dict[Place, tuple[Weight, Branch, Branch]] = {}
-        self.coefficients: dict[Branch, Weight] = {}
-        self.read_branches: set[Branch] = set()
-        self.renoise: Branch | None = None
-        self.policies: list[tuple[Policy, Place]] = []
+
+    def move(self, x: Tensor, level: Level, start: Level) -> None:
+        """Makes this the context of the next evaluation of a batch of the same shape."""
+        self.x, self._level, self.start = x, level, start
 
     @property
     def level(self) -> Level:
@@ -190,15 +221,6 @@ class Context:
     def fraction(self) -> float:
         """`i / N`: the share of the steps that is behind."""
         return self.run.step / self.run.steps
-
-    def want(self, branch: Branch, coefficient: Weight) -> None:
-        """Adds to the coefficient of a branch."""
-        self.coefficients[branch] = self.coefficients.get(branch, 0.0) + coefficient
-
-    def read(self, branch: Branch) -> None:
-        """Wants a branch whatever its coefficient: a rule looks at it."""
-        self.read_branches.add(branch)
-        self.coefficients.setdefault(branch, 0.0)
 
     def noise(self, x0: Tensor) -> Tensor:
         """The noise prediction that belongs to a clean estimate."""

@@ -1,11 +1,12 @@
 """From branches to as few network calls as possible, and from a guide to a guided model."""
 
+import math
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from fairlead.condition import Condition, concatenate
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Rule, Term
 from fairlead.guidance.branch import COND, Branch, Perturbation, Predictions
-from fairlead.guidance.context import Context, Run
+from fairlead.guidance.context import Context, Plan, Run
 from fairlead.parameters import nearest
 from fairlead.samplers.base import Prediction
 from fairlead.schedules import Level
@@ -30,6 +31,14 @@ class _Request:
     x: Tensor
     condition: Condition
     rows: Tensor | None
+
+
+class _Stack(NamedTuple):
+    """The network calls for branches that are asked again and again."""
+
+    wanted: dict[Branch, Tensor | None]
+    branches: tuple[Branch, ...]
+    calls: list[tuple[Denoiser, Condition]]
 
 
 class Evaluator:
@@ -60,6 +69,7 @@ class Evaluator:
         self._conditions: dict[Any, Condition] = {}
         self._stacked: dict[tuple[Branch, ...], Condition] = {}
         self._warned: set[str] = set()
+        self._last_stack: _Stack | None = None
 
     def __call__(self, wanted: dict[Branch, Tensor | None], ctx: Context) -> dict[Branch, Tensor]:
         """The clean estimates of the wanted branches.
@@ -71,6 +81,9 @@ class Evaluator:
         Returns:
             `(B, ...)` for each branch; rows that were not asked for hold the base's.
         """
+        stack = self._last_stack
+        if stack is not None and wanted is stack.wanted:
+            return self._again(stack, ctx)
         done: dict[Branch, Tensor] = {}
         left = dict(wanted)
         while left:
@@ -84,7 +97,43 @@ class Evaluator:
             for name, branches in by_model.items():
                 self._predict(self.model(name), branches, done, ctx)
             left = {b: r for b, r in left.items() if b not in ready}
+        self._last_stack = self._plain_stack(wanted, ctx)
         return done
+
+    def _plain_stack(self, wanted: dict[Branch, Tensor | None], ctx: Context) -> _Stack | None:
+        """The calls for these branches, if they will be the same whenever they are asked."""
+        if any(
+            rows is not None or b.transforms or b.perturbations or b.needs or b.point
+            for b, rows in wanted.items()
+        ):
+            return None
+        models = {b.model for b in wanted}
+        conditions = [self.check(b) for b in wanted]
+        if self.batching == "sequential" or len(wanted) == 1:
+            rows = ctx.batch
+            calls = [(self.model(b.model), c) for b, c in zip(wanted, conditions, strict=True)]
+        elif len(models) == 1:
+            rows = ctx.batch * len(wanted)
+            calls = [(self.model(models.pop()), self._stacked[tuple(wanted)])]
+        else:
+            return None
+        if self.max_batch is not None and rows > self.max_batch:
+            return None
+        return _Stack(wanted, tuple(wanted), calls)
+
+    def _again(self, stack: _Stack, ctx: Context) -> dict[Branch, Tensor]:
+        """As `__call__`, for branches whose calls are known."""
+        x, level, report = ctx.x, ctx.level, ctx.run.report
+        assert x is not None
+        branches, calls = stack.branches, stack.calls
+        report.nfe = report.nfe + len(branches)
+        report.calls += len(calls)
+        if len(calls) == len(branches):
+            outputs = [model.predict(x, level, condition) for model, condition in calls]
+            return dict(zip(branches, outputs, strict=True))
+        model, condition = calls[0]
+        output = model.predict(torch.cat([x] * len(branches)), level, condition)
+        return dict(zip(branches, output.chunk(len(branches)), strict=True))
 
     def model(self, name: str) -> Denoiser:
         """The sampled model, or another by name.
@@ -164,11 +213,11 @@ class Evaluator:
         for group in groups:
             requests = [self._request(b, rows, done, ctx) for b, rows in group.items()]
             for request in requests:
-                ctx.run.report.count(len(ctx.x), request.rows)
+                ctx.run.report.count(ctx.batch, request.rows)
             outputs = self._call(denoiser, requests, ctx)
             for request, out in zip(requests, outputs, strict=True):
                 if request.rows is not None:
-                    base = done.get(ctx.base)
+                    base = done.get(ctx.plan.base)
                     whole = torch.zeros_like(ctx.x, dtype=out.dtype) if base is None else base
                     out = whole.index_copy(0, request.rows, out)
                 done[request.branch] = out
@@ -179,7 +228,7 @@ class Evaluator:
         x = ctx.x
         assert x is not None
         if branch.point is not None:
-            x = branch.point(x, Predictions(ctx.base, done), ctx)
+            x = branch.point(x, Predictions(ctx.plan.base, done), ctx)
         condition = self.condition(branch, ctx)
         if rows is not None:
             x, condition = x[rows], condition.rows(rows)
@@ -191,14 +240,19 @@ class Evaluator:
         else:
             x = torch.cat([r.x for r in requests])
             condition = self._stack(denoiser, requests)
-        sizes = [len(r.x) for r in requests]
+        sizes = [r.x.shape[0] for r in requests]
         spans: list[_Span] = []
         start = 0
         for request, size in zip(requests, sizes, strict=True):
-            samples = range(size) if request.rows is None else request.rows.tolist()
-            spans += [_Span(start, samples, p) for p in request.branch.perturbations]
+            if request.branch.perturbations:
+                samples = range(size) if request.rows is None else request.rows.tolist()
+                spans += [_Span(start, samples, p) for p in request.branch.perturbations]
             start += size
         limit = self.max_batch or start
+        if start <= limit and not spans:
+            ctx.run.report.calls += 1
+            output = denoiser.predict(x, ctx.level, condition)
+            return [output] if len(requests) == 1 else list(output.split(sizes))
         parts = []
         for first in range(0, start, limit):
             last = min(first + limit, start)
@@ -307,6 +361,8 @@ class GuidedModel:
         self.memory: dict[str, Any] = run.memory
         self.start: Level | None = None
         self.last: Prediction | None = None
+        self.ctx: Context | None = None
+        self.wanted: dict[Branch, Tensor | None] | None = None
         self._drawn = 0
 
     @property
@@ -342,31 +398,50 @@ class GuidedModel:
 
     def __call__(self, x: Tensor, level: Level, *, gain: float = 1.0) -> Prediction:
         """Guided prediction at `x`; `gain` multiplies every weight, 0 is conditional."""
-        run = self.run
-        ctx = Context(x, level, run, self.evaluator.denoiser, start=self.start)
-        run.report.begin(run.step, run.stage, level.t)
-        base = self.guide.base(ctx)
-        ctx.base = base
-        self.guide.plan(ctx, (), gain, ())
-        wanted = rows_to_evaluate(self.guide, ctx)
+        run, ctx = self.run, self.ctx
+        if ctx is None or ctx.batch != x.shape[0]:
+            ctx = self.ctx = Context(x, level, run, self.evaluator.denoiser)
+            self.wanted = None
+        ctx.move(x, level, self.start or level)
+        if self.wanted is None or gain != 1.0 or not self.guide.steady:
+            ctx.plan = Plan(self.guide.base(ctx))
+            self.guide.plan(ctx, (), gain, ())
+            wanted = rows_to_evaluate(self.guide, ctx)
+            self.wanted = wanted if gain == 1.0 else None
+        else:
+            wanted = self.wanted
+        run.report.begin(run.step, run.stage, level.t, wanted, ctx.batch)
+        if ctx.plan.policies:
+            predictions = self._under_policies(dict(wanted), ctx)
+        else:
+            predictions = Predictions(ctx.plan.base, self.evaluator(wanted, ctx))
+        self.last = finish(self.guide, predictions, ctx)
+        run.stage += 1
+        return self.last
+
+    def _under_policies(self, wanted: dict[Branch, Tensor | None], ctx: Context) -> Predictions:
         skipped = [
             (policy, place, branch)
-            for policy, place in ctx.policies
+            for policy, place in ctx.plan.policies
             for branch in _asked(policy, place, wanted, ctx)
         ]
         for _, _, branch in skipped:
             wanted.pop(branch, None)
         values = self.evaluator(wanted, ctx)
-        provenance = run.report.entries[-1].provenance
-        for branch in wanted:
-            provenance[branch.name] = "evaluated"
-        predictions = Predictions(base, values)
+        predictions = Predictions(ctx.plan.base, values)
         for policy, place, branch in skipped:
             ctx.place = place
-            values[branch], provenance[branch.name] = policy.fill(branch, predictions, ctx)
-        self.last = finish(self.guide, predictions, ctx)
-        run.stage += 1
-        return self.last
+            values[branch], provenance = policy.fill(branch, predictions, ctx)
+            self.run.report.provided(branch.name, provenance)
+        return observed(predictions, ctx)
+
+
+def observed(predictions: Predictions, ctx: Context) -> Predictions:
+    """The predictions, once every policy has seen them."""
+    for policy, place in ctx.plan.policies:
+        ctx.place = place
+        policy.observe(predictions, ctx)
+    return predictions
 
 
 def branches(guide: Guide) -> list[Branch]:
@@ -385,8 +460,8 @@ def branches(guide: Guide) -> list[Branch]:
 def _asked(policy: Any, place: Any, wanted: dict[Branch, Any], ctx: Context) -> list[Branch]:
     ctx.place = place
     asked = [b for b in policy.skip(list(wanted), ctx) if b in wanted]
-    if ctx.base in asked:
-        raise ValueError(f"{policy}: a policy may not skip the base branch {ctx.base.name!r}")
+    if ctx.plan.base in asked:
+        raise ValueError(f"{policy}: a policy may not skip the base branch {ctx.plan.base.name!r}")
     return asked
 
 
@@ -396,16 +471,16 @@ def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Tensor | None]:
     A branch whose coefficients cancel is left out, also for single samples, unless a rule
     reads it or another branch needs it.
     """
-    base = ctx.base
+    base = ctx.plan.base
     needed: dict[Branch, Tensor | None] = {}
-    active = ctx.coefficients
+    active = ctx.plan.coefficients
     cancels = guide.linear and _equals(active.get(base, 0.0), -1.0)
-    if not cancels or base in ctx.read_branches:
+    if not cancels or base in ctx.plan.read:
         needed[base] = None
     for branch, coefficient in active.items():
         if branch == base:
             continue
-        read = branch in ctx.read_branches
+        read = branch in ctx.plan.read
         if not read and _equals(coefficient, 0.0):
             continue
         for need in branch.needs:
@@ -429,19 +504,19 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
         FloatingPointError: A prediction is NaN or infinite; names the branch and the step.
     """
     values = predictions.values_by_branch
-    for policy, place in ctx.policies:
-        ctx.place = place
-        policy.observe(predictions, ctx)
     if predictions.base_branch not in values:  # linear, and the base cancels
-        parts = [(c, values[b]) for b, c in ctx.coefficients.items() if b in values]
+        parts = [(c, values[b]) for b, c in ctx.plan.coefficients.items() if b in values]
         denoise = sum_of(parts)
     else:
         update, _ = guide.update(predictions, ctx, ())
         base = predictions.base
         denoise = base if update is None else base + update
-    renoise = guide.renoise(predictions, ctx, denoise)
-    if ctx.run.check and not bool(torch.isfinite(denoise.sum())):
-        _blame(predictions, denoise, ctx)
+    renoise = guide.renoise(predictions, ctx, denoise) if ctx.plan.renoise else None
+    if ctx.run.check:
+        # the norms of the terms, where they are kept, are infected by every branch in them
+        seen = ctx.run.report.total_norm() if guide.linear else None
+        if not math.isfinite((denoise.sum() if seen is None else seen).item()):
+            _blame(predictions, denoise, ctx)
     return Prediction(denoise, denoise if renoise is None else renoise)
 
 

@@ -1,13 +1,16 @@
 """What a run did: branches, their provenance, evaluations, and the size of each term."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fairlead.guidance.branch import Branch
 
-@dataclass
+
+@dataclass(slots=True)
 class Entry:
     """One evaluation of a guide.
 
@@ -15,15 +18,29 @@ class Entry:
         step: Index of the step.
         stage: Index of the evaluation inside the step.
         t: Time.
-        provenance: `evaluated`, `skipped`, or what a policy put in, by branch name.
-        norms: Mean L2 norm over samples of each term's direction times its weight.
+        wanted: The branches that the guide wanted.
+        provided: Provenance of those that a policy provided, by name.
+        norms: L2 norm of each weighted term over the whole batch.
+        batch: Number of samples.
     """
 
     step: int
     stage: int
     t: float
-    provenance: dict[str, str]
-    norms: dict[str, Tensor | float] = field(default_factory=dict)
+    wanted: tuple[Branch, ...]
+    batch: int
+    provided: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """Norm of each term: the root mean square of the samples' L2 norms."""
+        return {k: float(v) / self.batch**0.5 for k, v in self.norms.items()}
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """`evaluated`, or what a policy put in, by branch name."""
+        return {b.name: self.provided.get(b.name, "evaluated") for b in self.wanted}
 
 
 class Report:
@@ -40,9 +57,15 @@ class Report:
         self.nfe: int | Tensor = 0
         self.calls = 0
 
-    def begin(self, step: int, stage: int, t: float) -> None:
-        """Opens the entry of an evaluation."""
-        self.entries.append(Entry(step, stage, t, {}))
+    def begin(
+        self, step: int, stage: int, t: float, wanted: Mapping[Branch, Any], batch: int
+    ) -> None:
+        """Opens the entry of an evaluation of the wanted branches for a batch of samples."""
+        self.entries.append(Entry(step, stage, t, tuple(wanted), batch))
+
+    def provided(self, branch: str, provenance: str) -> None:
+        """Notes that a policy provided a branch of this evaluation."""
+        self.entries[-1].provided[branch] = provenance
 
     def count(self, batch: int, rows: Tensor | None) -> None:
         """Counts one evaluation for all samples, or for some rows."""
@@ -53,11 +76,18 @@ class Report:
             self.nfe = added.index_fill_(0, rows, 1) + self.nfe
 
     def norm(self, term: str, update: Tensor) -> None:
-        """Keeps the mean norm over samples of one term."""
+        """Keeps the norm of one term, a root mean square over samples."""
         if self.record and self.entries:
             norms = self.entries[-1].norms
-            size = torch.linalg.vector_norm(update.flatten(1), dim=1).mean()
-            norms[term] = norms.get(term, 0.0) + size
+            size = torch.linalg.vector_norm(update)  # of the batch; divided when it is read
+            norms[term] = norms[term] + size if term in norms else size
+
+    def total_norm(self) -> Tensor | None:
+        """The sum of the norms of the last evaluation, if they were kept."""
+        norms = self.entries[-1].norms
+        return sum(norms.values(), start=torch.zeros(())) if len(norms) > 1 else next(
+            iter(norms.values()), None
+        )
 
     def to_dict(self) -> list[dict[str, Any]]:
         """The entries as plain numbers and strings, for JSON."""
@@ -67,7 +97,7 @@ class Report:
                 "stage": e.stage,
                 "t": float(e.t) if not isinstance(e.t, Tensor) else e.t.tolist(),
                 "branches": e.provenance,
-                "norms": {k: float(v) for k, v in e.norms.items()},
+                "norms": e.sizes,
             }
             for e in self.entries
         ]
@@ -79,7 +109,7 @@ class Report:
         rows = [head]
         for e in self.entries:
             marks = [_MARKS.get(m, m) for m in (e.provenance.get(n, "-") for n in names)]
-            norms = [f"{float(e.norms[t]):.3g}" if t in e.norms else "-" for t in terms]
+            norms = [f"{e.sizes[t]:.3g}" if t in e.norms else "-" for t in terms]
             time = f"{e.t:.4g}" if not isinstance(e.t, Tensor) else "per sample"
             rows.append([str(e.step), time, *marks, *norms])
         widths = [max(len(r[i]) for r in rows) for i in range(len(head))]

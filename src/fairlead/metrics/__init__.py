@@ -23,7 +23,7 @@ from fairlead.metrics.neighbours import (
     authenticity,
     density_coverage,
     expected_coverage,
-    neighbours,
+    neighbour_metrics,
     precision_recall,
 )
 from fairlead.metrics.report import report
@@ -47,7 +47,7 @@ __all__ = [
     "inception_score",
     "mean_interval",
     "moments",
-    "neighbours",
+    "neighbour_metrics",
     "precision_recall",
     "report",
     "saturation",

@@ -1,5 +1,7 @@
 """How well a classifier finds in samples what they were asked to show."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def inception_score(logits: Tensor, *, resamples: int = RESAMPLES, seed: int = 0
         Salimans et al. (2016), arXiv:1606.03498, without their ten splits.
     """
     log_p = logits.detach().double().log_softmax(1)
-    marginal = log_p.exp().mean(0).log()
+    marginal = log_p.logsumexp(0) - math.log(len(log_p))
     mean = mean_interval((log_p.exp() * (log_p - marginal)).sum(1), resamples, seed=seed)
     ends = torch.tensor([mean.value, mean.low, mean.high], dtype=torch.float64).exp()
     return Estimate(*ends.tolist())

@@ -75,7 +75,7 @@ def density_coverage(
     return mean_interval(density, seed=seed), mean_interval(hit.double(), seed=seed)
 
 
-def neighbours(real: Tensor, generated: Tensor, *, seed: int = 0) -> Neighbours:
+def neighbour_metrics(real: Tensor, generated: Tensor, *, seed: int = 0) -> Neighbours:
     """All four at their usual `k`, 3 for precision and recall, 5 for density and coverage."""
     return Neighbours(
         *precision_recall(real, generated, seed=seed),

@@ -10,7 +10,7 @@ from fairlead.metrics.bootstrap import Estimate
 from fairlead.metrics.classifier import class_accuracy, class_confidence
 from fairlead.metrics.diversity import class_diversity
 from fairlead.metrics.frechet import frechet_from_features
-from fairlead.metrics.neighbours import neighbours
+from fairlead.metrics.neighbours import neighbour_metrics
 from fairlead.metrics.saturation import clipped_fraction, saturation
 
 REFERENCE = ("mean", "cov", "features")
@@ -57,7 +57,7 @@ def report(
     found = {"fd": frechet_from_features(features, reference["mean"], reference["cov"], seed=seed)}
     held = reference["features"]
     order = torch.randperm(len(held), generator=torch.Generator().manual_seed(seed))
-    near = neighbours(held[order[: len(features)].to(held.device)], features, seed=seed)
+    near = neighbour_metrics(held[order[: len(features)].to(held.device)], features, seed=seed)
     found |= {
         "precision": near.precision,
         "recall": near.recall,

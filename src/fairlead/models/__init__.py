@@ -1,0 +1,1 @@
+"""Small reference networks, and the models that ship with the package."""

@@ -1,6 +1,7 @@
 """A small residual classifier, whose features also measure samples."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +26,9 @@ class Residual(nn.Module):
         self.body = nn.Sequential(ConvNorm(width, width), ConvNorm(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        """`(B, width, H, W)` to the same shape."""
+        out: Tensor = x + self.body(x)
+        return out
 
 
 class Classifier(nn.Module):
@@ -59,9 +62,8 @@ class Classifier(nn.Module):
         }
         self.patch = patch
         self.inputs = ConvNorm(channels * patch**2, widths[0])
-        pairs = zip(widths[:-1], widths[1:], strict=True)
         self.levels = nn.Sequential(
-            *(nn.Sequential(ConvNorm(a, b, stride=2), Residual(b)) for a, b in pairs)
+            *(nn.Sequential(ConvNorm(a, b, stride=2), Residual(b)) for a, b in pairwise(widths))
         )
         self.outputs = nn.Linear(widths[-1], classes)
 
@@ -71,5 +73,6 @@ class Classifier(nn.Module):
         return h.mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits, `(B, classes)`."""
         logits: Tensor = self.outputs(self.features(x))
         return logits

@@ -1,6 +1,8 @@
 """A small class-conditional diffusion transformer."""
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +32,14 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+        """Tokens like the given ones; `embedding` is `(B, width)`."""
         parts = self.modulation(embedding)[:, None].chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
         h = torch.addcmul(shift1, self.norm1(tokens), 1 + scale1)
         tokens = tokens + gate1 * self.attention(h)
         h = torch.addcmul(shift2, self.norm2(tokens), 1 + scale2)
-        return tokens + gate2 * self.mlp(h)
+        out: Tensor = tokens + gate2 * self.mlp(h)
+        return out
 
 
 class DiT(nn.Module):
@@ -104,9 +108,11 @@ class DiT(nn.Module):
     @property
     def attention_layers(self) -> dict[str, Attention]:
         """The attention cores by name, in the order in which they act."""
-        return {f"blocks.{i}": block.attention.core for i, block in enumerate(self.blocks)}
+        blocks = cast(Sequence[Block], self.blocks)
+        return {f"blocks.{i}": block.attention.core for i, block in enumerate(blocks)}
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """The prediction, shaped like `x`."""
         embedding = F.silu(self.time(t) + self.label(label))
         tokens = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
         tokens = self.inputs(tokens) + self.positions

@@ -14,6 +14,7 @@ class Attention(nn.Module):
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention of every query over all keys."""
         return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -40,6 +41,7 @@ class SelfAttention(nn.Module):
         self.core = Attention()
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens that have seen each other."""
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         out = self.core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         mixed: Tensor = self.out(out.transpose(1, 2).flatten(-2))
@@ -62,8 +64,9 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
+        """The embedding of the times."""
         waves = torch.cos(t[:, None] * self.frequencies + self.phases) * math.sqrt(2)
-        embedding: Tensor = self.mlp(waves.to(self.mlp[0].weight.dtype))
+        embedding: Tensor = self.mlp(waves.to(next(self.mlp.parameters()).dtype))
         return embedding
 
 
@@ -80,4 +83,5 @@ class LabelEmbedding(nn.Embedding):
         super().__init__(classes + 1, width)
 
     def forward(self, label: Tensor) -> Tensor:
+        """The embedding of the labels."""
         return label if label.is_floating_point() else super().forward(label)

@@ -1,6 +1,7 @@
 """A small class-conditional U-Net with named attention layers."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.affine.weight)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """A feature map `(B, outputs, H, W)`."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
@@ -42,8 +44,10 @@ class AttentionBlock(nn.Module):
         nn.init.zeros_(self.attention.out.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """A feature map like `x`."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        return x + self.attention(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+        out: Tensor = self.attention(tokens)
+        return x + out.transpose(1, 2).reshape(x.shape)
 
 
 class Stage(nn.Module):
@@ -57,6 +61,7 @@ class Stage(nn.Module):
         self.attend = AttentionBlock(outputs, heads) if heads else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """A feature map `(B, outputs, H, W)`."""
         x = self.residual(x, embedding)
         return x if self.attend is None else self.attend(x)
 
@@ -167,11 +172,12 @@ class UNet(nn.Module):
         return found
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """The prediction, shaped like `x`."""
         embedding = F.silu(self.time(t) + self.label(label))
         h = self.inputs(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for level, stages in enumerate(self.down):
-            for stage in stages:
+            for stage in cast(nn.ModuleList, stages):
                 h = stage(h, embedding)
                 skips.append(h)
             if level < len(self.downsample):
@@ -180,7 +186,7 @@ class UNet(nn.Module):
         for stage in self.mid:
             h = stage(h, embedding)
         for level, stages in enumerate(self.up):
-            for stage in stages:
+            for stage in cast(nn.ModuleList, stages):
                 h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
             if level < len(self.upsample):
                 h = self.upsample[level](F.interpolate(h, scale_factor=2.0))

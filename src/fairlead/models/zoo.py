@@ -80,11 +80,13 @@ def load(name: Name, *, weak: bool = False, device: torch.device | str | None = 
             sigma_data=about["sigma_data"],
             trained=about["states"],
             time_embedding="time",
+            embeddings={"label": "label"},
+            choices={"label": len(about["classes"])},
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"load: the card of {path} is no denoiser's: {error!r}") from None
     if companion is not None:
-        denoiser.models = _Lazily({"weak": companion}, device)  # type: ignore[assignment]
+        denoiser.models = _Lazily({"weak": companion}, device)
     return denoiser
 
 
@@ -271,7 +273,9 @@ def _build(path: Path, about: Mapping[str, Any]) -> nn.Module:
         with torch.device("meta"):
             network = NETWORKS[kind](**about.get("config", {}))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"load: the config in the card of {path} fits no {kind}: {error}") from None
+        raise ValueError(
+            f"load: the config in the card of {path} fits no {kind}: {error}"
+        ) from None
     tensors = _read_tensors(path)
     expected = network.state_dict()
     for key in expected.keys() | tensors.keys():

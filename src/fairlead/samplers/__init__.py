@@ -1,0 +1,46 @@
+"""Samplers: update rules from one noise level to the next.
+
+>>> import fairlead as fl
+>>> fl.samplers.get("unipc(order=3)") == fl.samplers.UniPC(order=3)
+True
+"""
+
+from fairlead.samplers.base import (
+    SAMPLERS,
+    Model,
+    Prediction,
+    Sampler,
+    get,
+    noise_of,
+    register,
+    transfer,
+)
+from fairlead.samplers.ddim import DDIM
+from fairlead.samplers.ddpm import DDPM
+from fairlead.samplers.dpm import DPMpp1S, DPMpp2M, DPMpp2MSDE, DPMpp2S
+from fairlead.samplers.euler import Euler, EulerAncestral
+from fairlead.samplers.heun import Heun
+from fairlead.samplers.pcg import PCG
+from fairlead.samplers.unipc import UniPC
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "PCG",
+    "SAMPLERS",
+    "DPMpp1S",
+    "DPMpp2M",
+    "DPMpp2MSDE",
+    "DPMpp2S",
+    "Euler",
+    "EulerAncestral",
+    "Heun",
+    "Model",
+    "Prediction",
+    "Sampler",
+    "UniPC",
+    "get",
+    "noise_of",
+    "register",
+    "transfer",
+]

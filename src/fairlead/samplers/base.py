@@ -1,16 +1,30 @@
-"""What a sampler is: an update rule from one noise level to the next."""
+"""What a sampler is: an update rule from one noise level to the next, with a name and a text form.
 
+Along any schedule the probability-flow ODE reads `dx = D dalpha + eps dsigma` with
+`eps = (x - alpha D) / sigma`, so one form of each solver serves variance-preserving,
+variance-exploding and straight paths alike. Solvers that walk in `lam = log(alpha/sigma)` take
+`h = lam_t - lam_s`, which is infinite where `alpha_s = 0` or `sigma_t = 0`: they are of first
+order there.
+"""
+
+import ast
+import inspect
+import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from fairlead.schedules import Level
+from fairlead.parameters import check_fields, nearest
+from fairlead.schedules import Level, NoiseSchedule
 
 
 class Prediction(NamedTuple):
-    """A guided clean estimate with two ends, each `(B, ...)`; the same tensor unless a guide
-    such as CFG++ says otherwise.
+    """A guided clean estimate with two ends, each `(B, ...)`.
+
+    They are the same tensor unless a guide such as CFG++ says otherwise.
 
     Attributes:
         denoise: The estimate that the next sample moves to.
@@ -22,18 +36,31 @@ class Prediction(NamedTuple):
 
 
 class Model(Protocol):
-    """The guided model as a sampler sees it.
+    """The guided model as a sampler sees it."""
 
-    Attributes:
-        step: Index of the current step, from 0.
-        steps: Number of steps.
-        memory: What a multistep solver keeps from step to step. It is emptied when a policy
-            asks for it, so solvers treat an empty memory as their first step.
-    """
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule that the levels come from, for solvers that need levels in between."""
+        ...
 
-    step: int
-    steps: int
-    memory: dict[str, Any]
+    @property
+    def step(self) -> int:
+        """Index of the current step, from 0."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        ...
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What a multistep solver keeps from step to step.
+
+        It is emptied when a policy asks for it, so solvers treat an empty memory as their
+        first step.
+        """
+        ...
 
     def __call__(self, x: Tensor, level: Level, *, gain: float = 1.0) -> Prediction:
         """Guided prediction at `x`; `gain` multiplies every `w - 1`, 0 is conditional."""
@@ -52,16 +79,122 @@ class Sampler(ABC):
     `alpha = 0`.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
+    ids: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str] = "sampler"
-    order: ClassVar[int] = 1
-    """Order of convergence of the deterministic part."""
-    evaluations: ClassVar[int] = 1
-    """Evaluations of the guided model a step; the last step may need fewer."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def order(self) -> int:
+        """Order of convergence, of the deterministic part if noise is added."""
+        return 1
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the guided model a step; the last step may need fewer."""
+        return 1
 
     @abstractmethod
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
         """From `x` at level `s` to the less noisy level `t`."""
+
+    def __str__(self) -> str:
+        given = [
+            f"{f.name}={value!r}"
+            for f in fields(self)  # type: ignore[arg-type]
+            if f.default is MISSING or (value := getattr(self, f.name)) != f.default
+        ]
+        return f"{self.name}({', '.join(given)})" if given else self.name
+
+
+SAMPLERS: dict[str, type[Sampler]] = {}
+"""Every registered sampler by its name in text."""
+
+S = TypeVar("S", bound=Sampler)
+
+
+def register(name: str, ids: tuple[str, ...] = ()) -> Callable[[type[S]], type[S]]:
+    """Class decorator: gives a sampler its name in text and its row in `fairlead methods`.
+
+    Args:
+        name: Name in text, lower case.
+        ids: Ids of the papers it implements.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+
+    def enter(cls: type[S]) -> type[S]:
+        if name in SAMPLERS:
+            raise ValueError(f"register: {name!r} is taken by {SAMPLERS[name].__name__}")
+        cls.name, cls.ids = name, ids
+        SAMPLERS[name] = cls
+        return cls
+
+    return enter
+
+
+def get(sampler: "Sampler | str") -> Sampler:
+    """A sampler from its name or text; samplers pass through.
+
+    `get(str(s)) == s` holds for every sampler. Nothing is executed: arguments are literals.
+
+    Raises:
+        ValueError: The text is no sampler; names the token, its position and the nearest name.
+        TypeError: Neither a sampler nor text.
+
+    Example:
+        >>> get("ddim(eta=0.5)")
+        DDIM(eta=0.5)
+    """
+    if isinstance(sampler, Sampler):
+        return sampler
+    if not isinstance(sampler, str):
+        raise TypeError(f"sampler: expected a sampler or text, got {type(sampler).__name__}")
+    text = sampler.strip()
+    try:
+        node = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise _error(error.msg, text, (error.offset or 1) - 1) from None
+    call = node if isinstance(node, ast.Call) else None
+    function = call.func if call else node
+    if not isinstance(function, ast.Name):
+        raise _error("expected a name such as heun or ddim(eta=0.5)", text, function.col_offset)
+    name, at = function.id, function.col_offset
+    if name not in SAMPLERS:
+        raise _error(f"unknown name {name!r}; {nearest(name, SAMPLERS)}", text, at)
+    cls = SAMPLERS[name]
+    known = inspect.signature(cls)
+    given: dict[str, Any] = {}
+    for keyword in call.keywords if call else []:
+        if keyword.arg is None or keyword.arg not in known.parameters:
+            hint = nearest(str(keyword.arg), known.parameters)
+            message = f"{name} has no parameter {keyword.arg!r}; {hint}"
+            raise _error(message, text, keyword.col_offset)
+        given[keyword.arg] = _literal(keyword.value, text)
+    positional = [_literal(a, text) for a in call.args] if call else []
+    try:
+        known.bind(*positional, **given)
+    except TypeError as error:
+        raise _error(f"{name}: {error}", text, at) from None
+    return cls(*positional, **given)
+
+
+def _literal(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Name) and node.id == "inf":
+        return math.inf
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        token = ast.get_source_segment(text, node)
+        message = f"arguments are numbers, True, False or text in quotes, got {token}"
+        raise _error(message, text, node.col_offset) from None
+
+
+def _error(message: str, text: str, position: int) -> ValueError:
+    return ValueError(f"sampler: {message}\n  {text}\n  {' ' * position}^ (position {position})")
 
 
 def noise_of(x: Tensor, x0: Tensor, level: Level) -> Tensor:
@@ -74,3 +207,25 @@ def transfer(x: Tensor, p: Prediction, s: Level, t: Level) -> Tensor:
     if t.sigma == 0:
         return t.alpha * p.denoise
     return t.alpha * p.denoise + t.sigma * noise_of(x, p.renoise, s)
+
+
+def added_variance(s: Level, t: Level) -> float:
+    """Variance that forward noising adds from `t` to `s`.
+
+    `sigma_s^2 - (alpha_s/alpha_t)^2 sigma_t^2`: `beta` on a variance-preserving
+    chain, the drop of `sigma^2` where `alpha = 1`.
+    """
+    return max(s.sigma**2 - (s.alpha / t.alpha * t.sigma) ** 2, 0.0)
+
+
+def ancestral(s: Level, t: Level, eta: float) -> tuple[Level, float]:
+    """Splits the noise at `t` into what a deterministic step keeps and what is drawn anew.
+
+    `up = eta sigma_t sqrt(q) / sigma_s` with `q` the added variance: at `eta = 1` the standard
+    deviation of `q(x_t | x_s, x0)`.
+
+    Returns:
+        The level `alpha_t, down = sqrt(sigma_t^2 - up^2)`, and `up`.
+    """
+    share = min(eta**2 * added_variance(s, t) / s.sigma**2, 1.0)
+    return Level(t.t, t.alpha, t.sigma * math.sqrt(1 - share)), t.sigma * math.sqrt(share)

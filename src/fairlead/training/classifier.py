@@ -3,16 +3,30 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fairlead.models.classifier import Classifier
-from fairlead.training.data import Images
+from fairlead.models.zoo import classifier, save
+from fairlead.parameters import choose
+from fairlead.training.data import DATASETS, Images
 from fairlead.training.trainer import generator
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "cifar10": {"size": 32, "channels": 3, "patch": 2, "widths": (64, 128, 208)},
+    "digits": {"size": 8, "channels": 1, "patch": 1, "widths": (32, 64)},
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cifar10": {"minutes": 5.0, "flip": True, "pad": 4},
+    "digits": {"max_steps": 600, "batch": 128, "pad": 1, "bf16": False},
+}
+TEST_FEATURES = 2000
 
 
 def train_classifier(
@@ -61,7 +75,7 @@ def train_classifier(
     if not 1 < batch <= len(data):
         raise ValueError(f"train_classifier: batch must be in [2, {len(data)}], got {batch}")
     device = next(network.parameters()).device
-    network.train().to(memory_format=torch.channels_last)
+    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         network.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
     )
@@ -84,7 +98,7 @@ def train_classifier(
         loss = F.cross_entropy(
             logits.float(), data.labels[rows].to(device), label_smoothing=smoothing
         )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         value = loss.item()
@@ -99,6 +113,108 @@ def train_classifier(
         "seconds": time.monotonic() - began,
         "loss": mean,
     }
+
+
+def run_classifier(
+    name: str,
+    destination: Path | str,
+    data_root: Path | str | None = None,
+    progress: Callable[[dict[str, Any]], None] = lambda info: None,
+    minutes: float | None = None,
+) -> dict[str, Any]:
+    """Trains the classifier of a data set and writes it, its card and its statistics.
+
+    Args:
+        name: `digits` or `cifar10`.
+        destination: Folder of `<name>-classifier` and `<name>-reference`.
+        data_root: Folder of the data sets; see `training.data.data_root`.
+        progress: As for `train_classifier`.
+        minutes: Wall-clock budget in place of the usual one.
+
+    Returns:
+        Steps, images seen, seconds, the running loss and the test accuracy.
+
+    Raises:
+        ValueError: Unknown data set.
+        FileNotFoundError: The data are not there.
+    """
+    choose("run_classifier", "name", name, CONFIGS)
+    data = DATASETS[name]("train", data_root)
+    options = OPTIONS[name] | ({} if minutes is None else {"minutes": minutes, "max_steps": None})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Classifier(**CONFIGS[name], classes=len(data.classes))
+        info = train_classifier(network, data, progress=progress, **options)
+    return ship_classifier(
+        network, name, data, DATASETS[name]("test", data_root), info, destination
+    )
+
+
+def ship_classifier(
+    network: Classifier,
+    name: str,
+    data: Images,
+    test: Images,
+    info: dict[str, Any],
+    destination: Path | str,
+) -> dict[str, Any]:
+    """Writes a trained classifier, its card and the statistics of its features.
+
+    All numbers are those of the weights as they ship, in half precision.
+
+    Args:
+        network: The classifier.
+        name: Name of the data set.
+        data: Training split, of which mean and covariance are kept.
+        test: Test split, for the accuracy and the kept features.
+        info: What `train_classifier` returned.
+        destination: Folder to write to.
+
+    Returns:
+        `info` with the test accuracy.
+    """
+    about = {
+        "name": f"{name}-classifier",
+        "network": "classifier",
+        "shape": list(data.pixels.shape[1:]),
+        "classes": list(data.classes),
+        "data": name,
+        "licence": {"data": data.licence, "weights": "Apache-2.0"},
+        "steps": info["step"],
+        "images": info["images"],
+        "seed": 0,
+        "minutes": round(info["seconds"] / 60, 1),
+        "trained": date.today().isoformat(),
+    }
+    folder = Path(destination)
+    path = save(network, about, folder)
+    shipped = classifier(path)
+    features = embed(shipped, test)
+    with torch.no_grad():
+        right = shipped.outputs(features).argmax(1) == test.labels
+    accuracy = right.double().mean().item()
+    about |= {"metrics": {"accuracy": accuracy}, "note": "Accuracy is that of the test split."}
+    save(network, about, folder)
+    every = embed(shipped, data).double()
+    tensors = {
+        "mean": every.mean(0).float(),
+        "cov": every.T.cov().float(),
+        "count": torch.tensor(len(every)),
+        "features": features[:TEST_FEATURES].half(),
+        "labels": test.labels[:TEST_FEATURES].clone(),
+    }
+    file = folder / f"{name}-reference.safetensors"
+    save_file(tensors, file, {"format": "pt"})
+    file.chmod(0o644)
+    return {**info, "accuracy": accuracy}
+
+
+@torch.no_grad()
+def embed(network: Classifier, data: Images, batch: int = 500) -> Tensor:
+    """Features of all images, `(N, d)` in float32 on the CPU."""
+    device = next(network.parameters()).device
+    rows = torch.split(torch.arange(len(data)), batch)
+    return torch.cat([network.features(data.batch(r)[0].to(device)).float().cpu() for r in rows])
 
 
 def _augment(padded: Tensor, pad: int, flip: bool, g: torch.Generator) -> Tensor:

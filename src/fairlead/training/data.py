@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,18 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+CLASSES = {
+    "cifar10": (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
+    "digits": tuple("0123456789"),
+}
+LICENCES = {
+    "cifar10": "CIFAR-10 (Krizhevsky, 2009); its authors state no licence",
+    "digits": "UCI optical digits (CC BY 4.0), through scikit-learn",
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,8 @@ class Images:
 
 
 def data_root(path: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that holds data sets: `path`, else `$FAIRLEAD_DATA`, else `../shared/data`."""
-    return Path(path or os.environ.get("FAIRLEAD_DATA") or "../shared/data")
+    """The folder that holds data sets: `path`, else `$FAIRLEAD_DATA`, else `data`."""
+    return Path(path or os.environ.get("FAIRLEAD_DATA") or "data")
 
 
 def cifar10(split: str = "train", root: str | os.PathLike[str] | None = None) -> Images:
@@ -72,8 +80,8 @@ def cifar10(split: str = "train", root: str | os.PathLike[str] | None = None) ->
     files = sorted(folder.glob(f"**/*{split}*.parquet"))
     if not files:
         raise FileNotFoundError(
-            f"no CIFAR-10 {split} Parquet file under {folder.resolve()}; set FAIRLEAD_DATA or --data "
-            "to a folder with cifar10/*.parquet in the layout of the dataset uoft-cs/cifar10"
+            f"no CIFAR-10 {split} Parquet file under {folder.resolve()}; set FAIRLEAD_DATA or "
+            "--data to a folder with cifar10/*.parquet in the layout of the dataset uoft-cs/cifar10"
         )
     pixels, labels = [], []
     for file in files:
@@ -86,14 +94,25 @@ def cifar10(split: str = "train", root: str | os.PathLike[str] | None = None) ->
     return Images(
         torch.from_numpy(np.stack(pixels)),
         torch.tensor(labels),
-        CIFAR10_CLASSES,
-        "CIFAR-10, Krizhevsky 2009",
+        CLASSES["cifar10"],
+        LICENCES["cifar10"],
     )
 
 
-def digits(split: str = "train") -> Images:
-    """The 8x8 handwritten digits of scikit-learn; every sixth image is the test split."""
-    from sklearn.datasets import load_digits
+def digits(split: str = "train", root: str | os.PathLike[str] | None = None) -> Images:
+    """The 8x8 handwritten digits of scikit-learn; every sixth image is the test split.
+
+    Args:
+        split: `train` or `test`.
+        root: Not used; scikit-learn carries the images.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError('digits come with scikit-learn: pip install "fairlead[train]"') from None
 
     data = load_digits()
     pixels = torch.from_numpy(np.rint(data.images * (255 / 16)).astype(np.uint8))[:, None]
@@ -102,9 +121,9 @@ def digits(split: str = "train") -> Images:
     return Images(
         pixels[keep],
         torch.from_numpy(data.target)[keep].long(),
-        tuple("0123456789"),
-        "UCI optical digits (CC BY 4.0), through scikit-learn",
+        CLASSES["digits"],
+        LICENCES["digits"],
     )
 
 
-DATASETS = {"cifar10": cifar10, "digits": digits}
+DATASETS: dict[str, Callable[..., Images]] = {"cifar10": cifar10, "digits": digits}

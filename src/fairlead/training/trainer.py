@@ -1,17 +1,19 @@
 """The training loop of the reference networks: EDM loss, EMA, resumable checkpoints."""
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fairlead.parameters import FINITE, Range, check_fields
 from fairlead.training.data import Images
 
 SIGMA_DATA = 0.5
@@ -38,37 +40,55 @@ class Recipe:
         bf16: Forward pass under bfloat16 autocast.
         compile: Compile the network.
         snapshots: Shares of the budget at which the mean weights are kept.
+        max_steps: Budget in steps, or `None`; the share spent is the larger of the two. With
+            `minutes=inf` a run is a function of its recipe alone.
+
+    Raises:
+        ValueError: A number is outside its range, or there is no finite budget.
     """
 
-    minutes: float = 10.0
-    batch: int = 64
-    lr: float = 5e-4
-    decay_from: float = 0.6
-    warmup: int = 200
-    ema: float = 0.9995
-    condition_dropout: float = 0.15
-    dropout_from: float = 0.0
+    minutes: Annotated[float, Range(0, math.inf, closed="right")] = 10.0
+    batch: Annotated[int, Range(1, math.inf, closed="left")] = 64
+    lr: Annotated[float, Range(0, math.inf, closed="neither")] = 5e-4
+    decay_from: Annotated[float, Range(0, 1, closed="left")] = 0.6
+    warmup: Annotated[int, Range(1, math.inf, closed="left")] = 200
+    ema: Annotated[float, Range(0, 1, closed="left")] = 0.9995
+    condition_dropout: Annotated[float, Range(0, 1)] = 0.15
+    dropout_from: Annotated[float, Range(0, 1)] = 0.0
     flip: bool = False
-    p_mean: float = -1.2
-    p_std: float = 1.2
+    p_mean: Annotated[float, FINITE] = -1.2
+    p_std: Annotated[float, Range(0, math.inf, closed="left")] = 1.2
     seed: int = 0
     bf16: bool = True
     compile: bool = False
-    snapshots: tuple[float, ...] = ()
+    snapshots: Annotated[tuple[float, ...], Range(0, 1, closed="right")] = ()
+    max_steps: Annotated[int | None, Range(1, math.inf, closed="left")] = None
 
-    def lr_at(self, step: int, progress: float) -> float:
-        """Learning rate at a step, with `progress` the share of the budget spent."""
-        fall = min(1.0, max(0.0, (1 - progress) / (1 - self.decay_from)))
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.max_steps is None and math.isinf(self.minutes):
+            raise ValueError("Recipe: minutes must be finite where max_steps is None")
+
+    def share(self, step: int, seconds: float) -> float:
+        """Share of the budget that is spent; training ends at 1."""
+        steps = step / self.max_steps if self.max_steps else 0.0
+        return max(steps, seconds / 60 / self.minutes)
+
+    def lr_at(self, step: int, share: float) -> float:
+        """Learning rate at a step, with `share` of the budget spent."""
+        fall = min(1.0, max(0.0, (1 - share) / (1 - self.decay_from)))
         return self.lr * min(1.0, (step + 1) / self.warmup) * fall
 
 
-def edm_loss(network: nn.Module, x0: Tensor, label: Tensor, sigma: Tensor, n: Tensor) -> Tensor:
+def edm_loss(
+    network: Callable[..., Tensor], x0: Tensor, label: Tensor, sigma: Tensor, n: Tensor
+) -> Tensor:
     """EDM's weighted denoising loss: unit-variance input, target and weight.
 
-    Shapes: x0 and n `(B, C, H, W)`, label and sigma `(B,)`; returns a scalar.
+    Shapes: x0 and n `(B, ...)`, label and sigma `(B,)`; returns a scalar.
     Source: Karras et al. (2022), arXiv:2206.00364, table 1.
     """
-    s = sigma[:, None, None, None]
+    s = sigma.reshape(-1, *[1] * (x0.ndim - 1))
     total = s**2 + SIGMA_DATA**2
     x = x0 + s * n
     raw = network(x * total.rsqrt(), sigma.log() / 4, label).float()
@@ -83,11 +103,13 @@ def train(
     folder: Path,
     progress: Callable[[dict[str, Any]], None] = lambda info: None,
     save_every: float = 45.0,
+    device: torch.device | str | None = None,
 ) -> dict[str, Any]:
     """Trains `network` in place, or goes on where `folder` stopped; ends with the mean weights.
 
     Random numbers are a function of `(seed, step)`, so an interrupted run goes on with the draws
-    it would have seen. At most `save_every` seconds are lost when the process is killed.
+    it would have seen. At most `save_every` seconds are lost when the process is killed, nothing
+    when it is interrupted.
 
     Args:
         network: Takes `(x, c_noise, label)`; label `len(data.classes)` is null.
@@ -96,15 +118,21 @@ def train(
         folder: Holds `state.safetensors`, `state.json` and the snapshots.
         progress: Called now and then with step, loss, share of the budget and images seen.
         save_every: Seconds between checkpoints.
+        device: Where to train; default where the network is.
 
     Returns:
         Steps, images seen, seconds and the running loss.
 
     Raises:
-        ValueError: `folder` holds a run with another recipe.
+        ValueError: `folder` holds a run with another recipe or network; or a batch is larger
+            than the data.
+        FloatingPointError: The loss is no longer finite; the last checkpoint is.
     """
+    if recipe.batch > len(data):
+        raise ValueError(f"train: batch must be at most {len(data)}, got {recipe.batch}")
     folder.mkdir(parents=True, exist_ok=True)
-    network.train()
+    network.to(device).train()
+    device = next(network.parameters()).device
     weights = network.state_dict().items()
     ema = {k: v.detach().clone(memory_format=torch.contiguous_format).float() for k, v in weights}
     optimizer = torch.optim.AdamW(network.parameters(), recipe.lr, weight_decay=0.01, fused=True)
@@ -112,11 +140,13 @@ def train(
     if (folder / "state.json").exists():
         info = _restore(folder, network, ema, optimizer, recipe)
     forward = torch.compile(network) if recipe.compile else network
-    batches = max(1, len(data) // recipe.batch)
+    batches = len(data) // recipe.batch
     began, saved = time.monotonic() - info["seconds"], time.monotonic()
     epoch, order = -1, torch.empty(0)
+    reached = recipe.share(info["step"], info["seconds"])
+    whole = True  # weights, mean and step count belong together: what is saved must
     try:
-        while (share := (time.monotonic() - began) / (60 * recipe.minutes)) < 1:
+        while (share := recipe.share(info["step"], time.monotonic() - began)) < 1:
             step = info["step"]
             if step // batches != epoch:
                 epoch = step // batches
@@ -130,43 +160,56 @@ def train(
                 label = torch.where(dropped, len(data.classes), label)
             sigma = (recipe.p_mean + recipe.p_std * torch.randn(len(rows), generator=g)).exp()
             noise = torch.randn(x0.shape, generator=g)
+            batch = [t.to(device) for t in (x0, label, sigma, noise)]
             optimizer.param_groups[0]["lr"] = recipe.lr_at(step, share)
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-                loss = edm_loss(forward, x0, label, sigma, noise)
-            loss.backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+                loss = edm_loss(forward, *batch)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(f"train: the loss is {value} at step {step}")
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            whole = False
             optimizer.step()
             optimizer.zero_grad()
             decay = min(recipe.ema, (1 + step) / (10 + step))
             with torch.no_grad():
                 current = network.state_dict()
                 torch._foreach_lerp_(
-                    [v for v in ema.values()], [current[k].float() for k in ema], 1 - decay
+                    list(ema.values()), [current[k].float() for k in ema], 1 - decay
                 )
-            value = loss.item()
-            info["loss"] = value if info["loss"] is None else 0.99 * info["loss"] + 0.01 * value
-            info["step"] = step + 1
-            info["seconds"] = time.monotonic() - began
+            value = value if info["loss"] is None else 0.99 * info["loss"] + 0.01 * value
+            info = {"step": step + 1, "seconds": time.monotonic() - began, "loss": value}
+            whole = True
+            before, reached = reached, recipe.share(info["step"], info["seconds"])
             for mark in recipe.snapshots:
-                if share < mark <= info["seconds"] / (60 * recipe.minutes):
+                if before < mark <= reached:
                     save_file(ema, folder / f"snapshot-{mark:g}.safetensors", _metadata(info))
             if time.monotonic() - saved > save_every:
                 _save(folder, network, ema, optimizer, recipe, info)
                 saved = time.monotonic()
             if step % 20 == 0:
-                progress({**info, "share": share, "images": info["step"] * recipe.batch})
+                progress({**info, "share": reached, "images": info["step"] * recipe.batch})
     finally:
-        _save(folder, network, ema, optimizer, recipe, info)
+        if whole:
+            _save(folder, network, ema, optimizer, recipe, info)
     network.load_state_dict(ema)
     network.eval()
     return {**info, "images": info["step"] * recipe.batch}
 
 
 def generator(*key: int) -> torch.Generator:
+    """A generator on the CPU whose seed is a function of the key alone."""
     seed = 0
     for k in key:
         seed = (seed * 1_000_003 + k + 1) % 2**63
     return torch.Generator().manual_seed(seed)
+
+
+def differences(kept: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """The settings of a recipe that differ from those that a run noted as JSON."""
+    ours = json.loads(json.dumps(asdict(recipe)))
+    return [k for k in ours if kept.get(k) != ours[k]]
 
 
 def _metadata(info: dict[str, Any]) -> dict[str, str]:
@@ -185,9 +228,11 @@ def _save(
     tensors |= {f"ema.{k}": v for k, v in ema.items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v.contiguous() for k, v in state.items()}
-    save_file(tensors, folder / "state.tmp", {"step": str(info["step"])})
+    # the step counts of the two files must agree even if we are killed between them
+    save_file(tensors, folder / "state.tmp", {"info": json.dumps(info)})
     (folder / "state.tmp").replace(folder / "state.safetensors")
-    text = json.dumps({"info": info, "recipe": asdict(recipe)}, indent=1)
+    about = {"info": info, "recipe": asdict(recipe), "config": getattr(network, "config", None)}
+    text = json.dumps(about, indent=1)
     (folder / "state.json.tmp").write_text(text)
     (folder / "state.json.tmp").replace(folder / "state.json")
 
@@ -200,17 +245,20 @@ def _restore(
     recipe: Recipe,
 ) -> dict[str, Any]:
     kept = json.loads((folder / "state.json").read_text())
-    ours = json.loads(json.dumps(asdict(recipe)))
-    differing = [k for k in ours if kept["recipe"].get(k) != ours[k]]
+    differing = differences(kept["recipe"], recipe)
     if differing:
         raise ValueError(
             f"train: {folder} holds a run with another recipe "
             f"({', '.join(differing)} differ); "
             "name another folder or the same settings"
         )
+    config = getattr(network, "config", None)
+    if kept.get("config", config) != config:
+        raise ValueError(f"train: {folder} holds a run of another network, {kept['config']}")
     groups: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimizer": {}}
     with safe_open(folder / "state.safetensors", "pt") as f:
-        for key in f.keys():
+        about = f.metadata() or {}
+        for key in f.keys():  # noqa: SIM118 (no mapping)
             group, name = key.split(".", 1)
             groups[group][name] = f.get_tensor(key)
     network.load_state_dict(groups["network"])
@@ -221,4 +269,5 @@ def _restore(
         i, name = key.split(".", 1)
         state.setdefault(int(i), {})[name] = v
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return kept["info"]
+    info: dict[str, Any] = json.loads(about["info"]) if "info" in about else kept["info"]
+    return info

@@ -1,6 +1,7 @@
 """Autoguidance: guiding a model with a bad version of itself."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from fairlead.guidance.algebra import Scale, Term, less_one, register
 from fairlead.guidance.branch import Branch
@@ -40,10 +41,10 @@ class Autoguidance(Term):
     w: Scale
     model: str = "weak"
 
-    @property
+    @cached_property
     def strength(self) -> float | tuple[float, ...]:
         return less_one(self.w)
 
-    @property
+    @cached_property
     def negative(self) -> Branch:
         return Branch(self.model, model=self.model)

@@ -1,6 +1,7 @@
 """Classifier-free guidance."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from fairlead.guidance.algebra import ALL_DOMAINS, Scale, Term, less_one, register
@@ -44,10 +45,10 @@ class CFG(Term):
     w: Scale
     against: str = "null"
 
-    @property
+    @cached_property
     def strength(self) -> float | tuple[float, ...]:
         return less_one(self.w)
 
-    @property
+    @cached_property
     def negative(self) -> Branch:
         return NULL if self.against == "null" else Branch(self.against, state=self.against)

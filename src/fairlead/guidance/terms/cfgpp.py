@@ -1,6 +1,7 @@
 """CFG++: guide the clean estimate, renoise without guidance."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 from torch import Tensor
@@ -49,11 +50,11 @@ class CFGpp(Term):
     k: Annotated[float, Range(0, 1)] = 0.0
     against: str = "null"
 
-    @property
+    @cached_property
     def strength(self) -> float:
         return self.lam - 1
 
-    @property
+    @cached_property
     def negative(self) -> Branch:
         return NULL if self.against == "null" else Branch(self.against, state=self.against)
 
@@ -61,11 +62,11 @@ class CFGpp(Term):
         super().plan(ctx, gains, gain, place)
         # at lam = 1 the update is zero but the null still renoises, unless a schedule says off
         if self.weigh(1.0, ctx, gains, gain) != 0.0:
-            ctx.renoise = self.seen(self.negative, ctx, gains)
-            ctx.read(ctx.renoise)
+            ctx.plan.renoise = self.seen(self.negative, ctx, gains)
+            ctx.plan.look_at(ctx.plan.renoise)
 
     def renoise(self, predictions: Predictions, ctx: Context, denoise: Tensor) -> Tensor | None:
-        if ctx.renoise is None:
+        if ctx.plan.renoise is None:
             return None
-        null = predictions[ctx.renoise]
+        null = predictions[ctx.plan.renoise]
         return null if self.k == 0 else null + self.k * (denoise - null)

@@ -1,6 +1,7 @@
 """Independent condition guidance."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 
@@ -81,11 +82,11 @@ class ICG(Term):
         super().__post_init__()
         choose("icg", "draw", self.draw, ("index", "gaussian"))
 
-    @property
+    @cached_property
     def strength(self) -> float | tuple[float, ...]:
         return less_one(self.w)
 
-    @property
+    @cached_property
     def negative(self) -> Branch:
         return Branch("icg", transforms=(Independent(self.draw),))
 

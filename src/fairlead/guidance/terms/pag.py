@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -55,8 +56,8 @@ class PAG(Term):
 
     Example:
         >>> import fairlead as fl
-        >>> str(fl.PAG(3.0, layers="blocks.1"))
-        "pag(3.0, layers='blocks.1')"
+        >>> str(fl.PAG(3.0, layers="mid.*"))
+        "pag(3.0, layers='mid.*')"
 
     Source:
         Ahn et al. (2024), arXiv:2403.17377; decay from its diffusers port.
@@ -66,7 +67,7 @@ class PAG(Term):
     layers: str | tuple[str, ...] = "mid"
     decay: Annotated[float, Range(0, float("inf"), closed="left")] = 0.0
 
-    @property
+    @cached_property
     def strength(self) -> float | tuple[float, ...]:
         return self.s
 
@@ -78,6 +79,6 @@ class PAG(Term):
             return tuple(max(0.0, s - lost) for s in self.s)
         return max(0.0, self.s - lost)
 
-    @property
+    @cached_property
     def negative(self) -> Branch:
         return Branch("pag", perturbations=(IdentityAttention(self.layers),))

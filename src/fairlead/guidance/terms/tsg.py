@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -68,10 +69,10 @@ class TSG(Term):
     s: Annotated[float, Range(0, float("inf"), closed="left")] = 1.0
     a: Annotated[float, Range(0, float("inf"), closed="left")] = 1.0
 
-    @property
+    @cached_property
     def strength(self) -> float | tuple[float, ...]:
         return less_one(self.w) if self.s else 0.0
 
-    @property
+    @cached_property
     def negative(self) -> Branch:
         return Branch("tsg", perturbations=(TimeNoise(self.s, self.a),))

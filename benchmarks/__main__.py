@@ -1,0 +1,32 @@
+"""`python -m benchmarks`: every benchmark, as a table; `--json` for machines."""
+
+import argparse
+import json
+from dataclasses import asdict
+
+import torch
+
+from benchmarks import framework, network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # stubbed steps have nothing to share between threads
+    rows = {f"(a) {k} / diffusers guider": v for k, v in framework.rows().items()}
+    torch.set_num_threads(options.threads)
+    rows["(b) cfg step of a DiT / raw network on 16 rows"] = network.guided_step()
+    together, difference = network.one_batch()
+    rows[f"(c) one batch of 8 / 8 batches (largest difference {difference:.1e})"] = together
+    if options.json:
+        print(json.dumps({k: asdict(v) for k, v in rows.items()}, indent=1))
+        return
+    width = max(map(len, rows))
+    for name, row in rows.items():
+        print(f"{name.ljust(width)}  {row}")
+
+
+if __name__ == "__main__":
+    main()

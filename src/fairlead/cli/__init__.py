@@ -1,0 +1,55 @@
+"""The command `fairlead`; each subcommand is a file, and heavy imports wait until one runs."""
+
+from typing import Annotated
+
+import typer
+
+from fairlead.cli.catalogue import methods, models
+from fairlead.cli.claims import claims
+from fairlead.cli.compare import compare
+from fairlead.cli.sample import sample
+from fairlead.cli.train import train
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Guidance for generative models: sample, compare, and look things up.",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from fairlead import __version__
+
+        typer.echo(f"fairlead {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show the traceback of errors, for bug reports.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def _example(text: str) -> str:
+    return f"Example: {text}"
+
+
+app.command(epilog=_example('fairlead sample cifar10 --guide "cfg(2)" --out grid.png'))(sample)
+app.command(
+    epilog=_example(
+        'fairlead compare --model cifar10 --guide none --guide "cfg(2)" -n 500 --out study'
+    )
+)(compare)
+app.command(epilog=_example("fairlead methods --json"))(methods)
+app.command(epilog=_example("fairlead models"))(models)
+app.command(epilog=_example("fairlead train digits --out runs/digits --minutes 4"))(train)
+app.command(epilog=_example("fairlead claims cfg apg"))(claims)

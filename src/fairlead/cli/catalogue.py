@@ -1,0 +1,62 @@
+"""`fairlead methods` and `fairlead models`: what there is."""
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from fairlead.cli.common import Json, command, print_json
+
+
+@command
+def methods(json: Json = False) -> None:
+    """List every method: name, papers, kind, domains, cost, neutral value, source.
+
+    NFE is what a method adds to the one conditional evaluation of a step; for a sampler, the
+    evaluations of the guided model a step.
+    """
+    from fairlead.methods import methods as rows_of
+
+    rows = rows_of()
+    if json:
+        print_json(rows)
+        return
+    names = ("name", "ids", "kind", "domains", "NFE", "neutral")
+    table = Table(*(Column(name, no_wrap=name == "name") for name in names), "source")
+    for row in rows:
+        cells = [
+            row["name"],
+            ", ".join(row["ids"]),
+            row["kind"],
+            ", ".join(row["domains"]),
+            str(row["nfe"]),
+            row["neutral"] or "-",
+            row["source"],
+        ]
+        table.add_row(*(Text(c) for c in cells))
+    Console().print(table)
+
+
+@command
+def models(json: Json = False) -> None:
+    """List the shipped models and their cards."""
+    from fairlead.models import zoo
+
+    cards = zoo.models()
+    if json:
+        print_json(cards)
+        return
+    names = ("network", "parameters", "shape", "data", "measured", "note")
+    table = Table(Column("name", no_wrap=True), *names)
+    for card in cards:
+        measured = ", ".join(f"{k} {v:.4g}" for k, v in card.get("metrics", {}).items())
+        cells = [
+            card["name"],
+            card["network"],
+            f"{card['parameters'] / 1e6:.2f} M",
+            "x".join(map(str, card["shape"])),
+            card["data"],
+            measured,
+            card.get("note", ""),
+        ]
+        table.add_row(*(Text(c) for c in cells))
+    Console().print(table)

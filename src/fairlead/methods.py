@@ -1,0 +1,73 @@
+"""The table of methods: what `fairlead methods` prints and the docs show."""
+
+import inspect
+import textwrap
+from typing import Any
+
+from fairlead.guidance.algebra import REGISTRY
+from fairlead.samplers import SAMPLERS
+
+
+def methods() -> list[dict[str, Any]]:
+    """Every registered term, rule, schedule, policy and sampler, by kind and name.
+
+    Returns:
+        One dictionary a method: `name`, as in text; `ids` of the papers; `kind`; `domains` it
+        serves; `nfe`, the evaluations a step that it adds to the conditional one, for samplers
+        the evaluations of the guided model a step; `neutral`, arguments as text at which it
+        changes nothing, or `None`; `source`; and `summary`, the first line of its docstring.
+
+    Example:
+        >>> next(m["neutral"] for m in methods() if m["name"] == "cfg")
+        '1.0'
+    """
+    rows = [
+        {
+            "name": name,
+            "ids": list(cls.ids),
+            "kind": cls.kind,
+            "domains": sorted(cls.domains),
+            "nfe": cls.nfe,
+            "neutral": cls.neutral,
+            "source": section(cls, "Source"),
+            "summary": summary(cls),
+        }
+        for name, cls in REGISTRY.items()
+    ]
+    rows += [
+        {
+            "name": name,
+            "ids": list(cls.ids),
+            "kind": cls.kind,
+            "domains": ["continuous"],
+            "nfe": cls().evaluations,
+            "neutral": None,
+            "source": section(cls, "Source"),
+            "summary": summary(cls),
+        }
+        for name, cls in SAMPLERS.items()
+    ]
+    kinds = ["term", "rule", "schedule", "policy", "sampler"]
+    return sorted(rows, key=lambda row: (kinds.index(row["kind"]), row["name"]))
+
+
+def summary(cls: type) -> str:
+    """The first line of a class's own docstring."""
+    return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
+
+
+def section(cls: type, title: str) -> str:
+    """A section of a class's own Google docstring as one line; empty if there is none.
+
+    Both `Title:` over indented lines and text behind `Title:` on its line are read.
+    """
+    lines = inspect.cleandoc(cls.__doc__ or "").splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith(f"{title}:"):
+            body = [line.removeprefix(f"{title}:")]
+            for following in lines[i + 1 :]:
+                if following and not following[0].isspace():
+                    break
+                body.append(following)
+            return " ".join(textwrap.dedent("\n".join(body)).split())
+    return ""

@@ -1,0 +1,1 @@
+"""Studies: comparisons of guides and claims of papers, as data, tables and plots."""

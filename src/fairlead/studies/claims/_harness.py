@@ -1,0 +1,268 @@
+"""Registers, runs and records claims."""
+
+import hashlib
+import importlib
+import json
+import math
+import pkgutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fairlead import __version__
+from fairlead.metrics import Estimate
+from fairlead.models.zoo import WEIGHTS
+from fairlead.parameters import nearest
+from fairlead.studies.claims._verdict import Check, verdict
+
+FOLDER = Path(__file__).parent
+RECORDED = FOLDER / "recorded.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a claim found.
+
+    Attributes:
+        measured: Numbers, lists of numbers or estimates, by name.
+        checks: The statements that the claim consists of, each with whether it holds; `None`
+            where the numbers cannot tell.
+        nfe: Network evaluations of one sample under the method.
+    """
+
+    measured: Mapping[str, Any]
+    checks: Mapping[str, Check]
+    nfe: float | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of a paper and the experiment that tests it.
+
+    Attributes:
+        name: `<method>`, or `<method>-<what>` where a method has several.
+        ids: Ids of the papers.
+        claim: What the paper says, in a sentence.
+        setting: The experiment.
+        expected: The numbers or relations that would confirm it.
+        seed: Seed of its random draws; a list where it runs several.
+        models: Shipped models that it samples.
+        check: The experiment.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    claim: str
+    setting: str
+    expected: str
+    seed: int | list[int]
+    models: tuple[str, ...]
+    check: Callable[[], Finding]
+
+    def inputs(self) -> str:
+        """A digest of all that the result depends on: version, code and weights."""
+        digest = hashlib.sha256(__version__.encode())
+        digest.update(Path(self.check.__code__.co_filename).read_bytes())
+        for model in self.models:
+            for path in sorted(WEIGHTS.glob(f"{model.partition('-')[0]}*.safetensors")):
+                digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def run(self) -> dict[str, Any]:
+        """The result; an experiment that raises gives one with `error`."""
+        from fairlead.studies.claims import _images
+
+        _images.borrowed.clear()
+        start = time.perf_counter()
+        error = None
+        try:
+            finding = self.check()
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+            finding = Finding({}, {})
+        return {
+            "name": self.name,
+            "ids": list(self.ids),
+            "claim": self.claim,
+            "setting": self.setting,
+            "measured": plain(finding.measured),
+            "expected": self.expected,
+            "checks": plain(finding.checks),
+            "verdict": verdict(finding.checks.values()),
+            # samples shared with an earlier claim count as if they had been drawn here
+            "seconds": round(time.perf_counter() - start + sum(_images.borrowed), 1),
+            "seed": self.seed,
+            "nfe": finding.nfe,
+            "error": error,
+            "inputs": self.inputs(),
+        }
+
+
+CLAIMS: dict[str, Claim] = {}
+
+
+def claim(
+    name: str,
+    ids: tuple[str, ...],
+    *,
+    claim: str,
+    setting: str,
+    expected: str,
+    seed: int | list[int] = 0,
+    models: tuple[str, ...] = (),
+) -> Callable[[Callable[[], Finding]], Callable[[], Finding]]:
+    """Decorator: registers an experiment as a claim; arguments as in `Claim`.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+
+    def enter(check: Callable[[], Finding]) -> Callable[[], Finding]:
+        if name in CLAIMS:
+            raise ValueError(f"claim: {name!r} is taken by {CLAIMS[name].check.__module__}")
+        CLAIMS[name] = Claim(name, ids, claim, setting, expected, seed, models, check)
+        return check
+
+    return enter
+
+
+@cache
+def discover() -> None:
+    """Imports every claim: all modules of this folder but those that begin with `_`."""
+    for module in pkgutil.iter_modules([str(FOLDER)]):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"fairlead.studies.claims.{module.name}")
+
+
+def names() -> list[str]:
+    """Names of all claims, in the order in which they run."""
+    discover()
+    return list(CLAIMS)
+
+
+def select(wanted: Sequence[str] | None) -> list[Claim]:
+    """Claims by name; the name of a method stands for all its claims.
+
+    Raises:
+        ValueError: There is no such claim; says the nearest names.
+    """
+    known = names()
+    if wanted is None:
+        return list(CLAIMS.values())
+    for name in wanted:
+        if name not in known and not any(k.startswith(f"{name}-") for k in known):
+            raise ValueError(f"claims: unknown claim {name!r}; {nearest(name, known)}")
+    return [
+        CLAIMS[k] for k in known if any(k == name or k.startswith(f"{name}-") for name in wanted)
+    ]
+
+
+def run(
+    names: Sequence[str] | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+    *,
+    save: bool = False,
+    resume: bool = False,
+) -> list[dict[str, Any]]:
+    """Runs claims.
+
+    Args:
+        names: Claims or methods; `None` runs all.
+        progress: Gets a line when a claim starts and one when it ends.
+        save: Record each result as soon as it is there.
+        resume: Do not run claims whose recorded result has the same code and weights.
+
+    Returns:
+        For each claim `name, ids, claim, setting, measured, expected, checks, verdict, seconds,
+        seed, nfe, error`. A claim that raises has `error` set and the verdict `inconclusive`.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    from fairlead.studies.claims import _images
+
+    chosen = select(names)
+    kept = {r["name"]: r for r in recorded()} if resume else {}
+    results = []
+    _images.clear()
+    for i, one in enumerate(chosen, 1):
+        place = f"[{i}/{len(chosen)}] {one.name}"
+        old = kept.get(one.name)
+        if old and not old["error"] and old["inputs"] == one.inputs():
+            progress(f"{place}: {old['verdict']}, recorded")
+            results.append(old)
+            continue
+        progress(f"{place} ...")
+        result = one.run()
+        said = f"error: {result['error']}" if result["error"] else result["verdict"]
+        progress(f"{place}: {said} ({result['seconds']:.0f} s)")
+        results.append(result)
+        if save:
+            record([result])
+    _images.clear()
+    return results
+
+
+def recorded() -> list[dict[str, Any]]:
+    """The recorded results, in the order of `names`; empty if there are none."""
+    if not RECORDED.exists():
+        return []
+    results: list[dict[str, Any]] = json.loads(RECORDED.read_text())
+    return results
+
+
+def record(results: Sequence[Mapping[str, Any]]) -> None:
+    """Puts results among the recorded ones, in place of older ones of the same name."""
+    merged = {r["name"]: r for r in recorded()} | {r["name"]: dict(r) for r in results}
+    order = {name: i for i, name in enumerate(names())}
+    kept = sorted(
+        (r for r in merged.values() if r["name"] in order), key=lambda r: order[r["name"]]
+    )
+    whole = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
+    part = RECORDED.with_suffix(".part")
+    part.write_text(whole)
+    part.replace(RECORDED)
+
+
+def plain(value: Any) -> Any:
+    """Numbers, lists and mappings as JSON holds them, at four significant digits."""
+    if isinstance(value, Estimate):
+        return {k: plain(getattr(value, k)) for k in ("value", "low", "high")}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
+
+
+def show(value: Any) -> str:
+    """A measured value as text."""
+    if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
+        return f"{value['value']:g} [{value['low']:g}, {value['high']:g}]"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {show(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(show(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """A table of results."""
+    rows = ["| claim | says | measured | expected | verdict | s |", "|---|---|---|---|---|---|"]
+    for r in results:
+        numbers = "; ".join(f"{k} {show(v)}" for k, v in r["measured"].items())
+        failed = [k for k, v in r["checks"].items() if not v]
+        said = r["verdict"] + (f" ({'; '.join(failed)})" if failed else "")
+        said = f"error: {r['error']}" if r["error"] else said
+        cells = [r["name"], r["claim"], numbers, r["expected"], said, f"{r['seconds']:.0f}"]
+        rows.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(rows) + "\n"
