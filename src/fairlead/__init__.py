@@ -6,7 +6,7 @@
 True
 """
 
-from fairlead import prediction, schedules
+from fairlead import exact, metrics, prediction, samplers, schedules
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
@@ -22,6 +22,9 @@ from fairlead.guidance.terms import *  # noqa: F403
 from fairlead.guidance.terms import __all__ as _terms
 from fairlead.guidance.weight_schedules import *  # noqa: F403
 from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
+from fairlead.models.zoo import load
+from fairlead.sampling import Interrupted, Result, Step, sample
+from fairlead.text import TextError
 
 __version__ = "0.1.0"
 
@@ -39,6 +42,7 @@ __all__ = [
     "Schedule",
     "Step",
     "Term",
+    "TextError",
     "combine",
     "exact",
     "guide",
@@ -54,13 +58,3 @@ __all__ = [
     *_terms,
     *_weight_schedules,
 ]
-
-# temporary, while these parts are being written
-import importlib as _i
-for _m in ("exact","metrics","samplers"):
-    try: globals()[_m]=_i.import_module("fairlead."+_m)
-    except Exception: pass
-try: from fairlead.models.zoo import load
-except Exception: pass
-try: from fairlead.sampling import Interrupted, Result, Step, sample
-except Exception: pass

@@ -135,7 +135,9 @@ class Denoiser:
         if isinstance(level.t, Tensor):  # times that differ between samples
             t = level.t.to(x.device)
             edm = self.prediction == "edm"
-            return (-self.schedule.log_snr(t) / 8 if edm else self.schedule.network_time(t)).to(dtype)
+            return (-self.schedule.log_snr(t) / 8 if edm else self.schedule.network_time(t)).to(
+                dtype
+            )
         key = (level.t, x.shape[0], dtype, x.device)
         if key not in self._times:
             if len(self._times) > 4096:  # many runs on grids that never meet again
@@ -203,10 +205,14 @@ class Denoiser:
         Raises:
             ValueError: There is none.
         """
-        modules = dict(self.network.named_modules()) if isinstance(self.network, nn.Module) else {}
-        if name not in modules:
-            raise ValueError(f"Denoiser: no module {name!r} in the network; {nearest(name, modules)}")
-        return modules[name]
+        if isinstance(self.network, nn.Module):
+            try:
+                return self.network.get_submodule(name)
+            except AttributeError:
+                known = [n for n, _ in self.network.named_modules() if n]
+        else:
+            known = []
+        raise ValueError(f"Denoiser: no module {name!r} in the network; {nearest(name, known)}")
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

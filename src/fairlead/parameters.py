@@ -38,7 +38,7 @@ FINITE = Range(-math.inf, math.inf, closed="neither")
 
 
 @cache
-def ranges(cls: type) -> dict[str, Range]:
+def ranges(cls: Any) -> dict[str, Range]:
     """The ranges that a class annotates its fields with, by name."""
     found = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
@@ -51,6 +51,17 @@ def _annotations(hint: Any) -> list[Range]:
     if get_origin(hint) is typing.Annotated:
         return [part for part in get_args(hint)[1:] if isinstance(part, Range)]
     return [found for part in get_args(hint) for found in _annotations(part)]
+
+
+@cache
+def _optional(cls: type) -> frozenset[str]:
+    """The fields of a class that may be `None`."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return frozenset(name for name, hint in hints.items() if _admits_none(hint))
+
+
+def _admits_none(hint: Any) -> bool:
+    return hint is type(None) or any(_admits_none(part) for part in get_args(hint))
 
 
 def title(owner: object) -> str:
@@ -67,13 +78,14 @@ def check_fields(owner: Any) -> None:
             the value.
         TypeError: A ranged field holds no number.
     """
-    allowed = ranges(type(owner))
+    cls: Any = type(owner)
+    allowed = ranges(cls)
     for f in fields(owner):
         if f.name not in allowed:
             continue
         value = getattr(owner, f.name)
         for number in value if isinstance(value, tuple) else (value,):
-            if number is None:
+            if number is None and f.name in _optional(cls):
                 continue
             if not isinstance(number, (int, float)) or isinstance(number, bool):
                 raise TypeError(f"{title(owner)}: {f.name} must be a number, got {number!r}")

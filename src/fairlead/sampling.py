@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -145,7 +146,8 @@ def sample(
     rule = get_sampler(sampler)
     choose("sample", "batching", batching, ("batched", "sequential"))
     for name, value in (("steps", steps), ("max_batch", max_batch), ("n", n)):
-        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and value >= 1) and not (value is None and name != "steps"):
             raise ValueError(f"sample: {name} must be a whole number of at least 1, got {value}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"sample: dtype must be torch.float32 or torch.float64, got {dtype}")
@@ -172,7 +174,7 @@ def sample(
     reached = levels[0]
     try:
         with torch.no_grad(), _bar(progress, steps) as tick:
-            for s, t in zip(levels, levels[1:], strict=False):
+            for s, t in pairwise(levels):
                 model.begin(s)
                 x = rule.step(model, x, s, t)
                 reached = t

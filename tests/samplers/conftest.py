@@ -125,7 +125,6 @@ def lab():
         Gaussian=Gaussian,
         data=gaussian,
         z=z,
-        schedules=SCHEDULES,
     )
 
 

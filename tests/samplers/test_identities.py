@@ -146,7 +146,10 @@ def test_constant_prediction_is_exact(lab, schedule, text, steps):
     d = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
     levels = schedule.grid(steps)
     x = levels[0].alpha * d + levels[0].sigma * lab.z
-    constant = lambda x, level: d.expand_as(x)
+
+    def constant(x, level):
+        return d.expand_as(x)
+
     assert_close(lab.drive(text, constant, levels, x, schedule), d.expand_as(x), **EXACT)
     if steps > 1 and "churn" not in text:
         t = levels[-2]
@@ -180,7 +183,10 @@ def test_evaluations_as_declared(lab, schedule, name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_and_determinism(lab, schedule, name, dtype):
     levels = schedule.grid(5)
-    predict = lambda x, level: lab.data(x.double(), level).to(x.dtype)
+
+    def predict(x, level):
+        return lab.data(x.double(), level).to(x.dtype)
+
     x = start(lab, levels).to(dtype)
     before = x.clone()
     runs = [lab.drive(name, predict, levels, x, schedule, seed=3) for _ in range(2)]
@@ -201,7 +207,10 @@ def test_float32_is_as_good_as_its_input(lab, schedule, name):
     levels = schedule.grid(20)
     x = start(lab, levels)
     double = lab.drive(name, lab.data, levels, x, schedule)
-    predict = lambda x, level: lab.data(x.double(), level).to(x.dtype)
+
+    def predict(x, level):
+        return lab.data(x.double(), level).to(x.dtype)
+
     single = lab.drive(name, predict, levels, x.float(), schedule)
     assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
 

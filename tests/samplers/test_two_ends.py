@@ -45,7 +45,10 @@ def test_first_order_step_is_guidance_at_an_implied_weight(lab, schedule, pair, 
         down, _ = ancestral(s, t, getattr(get(text), "eta", 0.0))
         r = s.alpha * down.sigma / (down.alpha * s.sigma)
         w = LAM / (1 - r)
-        guided = lambda x, lv, w=w: free(x, lv) + w * (cond(x, lv) - free(x, lv))
+
+        def guided(x, lv, w=w):
+            return free(x, lv) + w * (cond(x, lv) - free(x, lv))
+
         steps = [lab.drive(text, p, [s, t], x, schedule) for p in (cfgpp, guided)]
         assert_close(*steps, **EXACT)
 

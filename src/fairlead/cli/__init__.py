@@ -6,6 +6,7 @@ import typer
 
 from fairlead.cli.catalogue import methods, models
 from fairlead.cli.claims import claims
+from fairlead.cli.common import traceback_wanted
 from fairlead.cli.compare import compare
 from fairlead.cli.sample import sample
 from fairlead.cli.train import train
@@ -37,6 +38,7 @@ def main(
     ] = False,
 ) -> None:
     """Options of all commands."""
+    traceback_wanted.set(traceback)
 
 
 def _example(text: str) -> str:

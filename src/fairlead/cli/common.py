@@ -5,9 +5,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, TypeVar
 
-import click
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -15,6 +15,9 @@ from rich.text import Text
 USER_ERROR = 2
 FAILED = 1
 INTERRUPTED = 130
+
+traceback_wanted: ContextVar[bool] = ContextVar("traceback_wanted", default=False)
+"""What `fairlead --traceback` asks for."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,8 +55,7 @@ def command(run: F) -> F:
 
     @functools.wraps(run)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        context = click.get_current_context(silent=True)
-        if context is not None and context.find_root().params.get("traceback"):
+        if traceback_wanted.get():
             return run(*args, **kwargs)
         try:
             with shown_warnings():

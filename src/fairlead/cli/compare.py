@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fairlead.cli.common import (
@@ -82,7 +82,7 @@ def compare(
     if json:
         print_json(found.to_dict())
         return
-    table = Table("guide", "NFE", *(COLUMNS[c] for c in SHOWN))
+    table = Table(Column("guide", overflow="fold"), "NFE", *(COLUMNS[c] for c in SHOWN))
     for row in found.rows:
         cells = [row.guide, f"{row.nfe:g}", *(interval(row.metrics[c]) for c in SHOWN)]
         table.add_row(*(Text(c) for c in cells))

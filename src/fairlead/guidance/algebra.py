@@ -16,13 +16,18 @@ from torch import Tensor
 
 from fairlead.guidance.branch import COND, Branch, Predictions
 from fairlead.guidance.context import Context, Place, Weight
-from fairlead.parameters import FINITE, Range, check_fields, title
+from fairlead.parameters import FINITE, Range, check_fields
 
 __all__ = [
+    "ALL_DOMAINS",
     "FINITE",
+    "REGISTRY",
     "Context",
+    "Gains",
     "Guide",
+    "Node",
     "Pipe",
+    "Place",
     "Policy",
     "Predictions",
     "Range",
@@ -31,6 +36,7 @@ __all__ = [
     "Schedule",
     "Sum",
     "Term",
+    "inner",
     "less_one",
     "norm",
     "project",
@@ -46,7 +52,9 @@ REGISTRY: dict[str, type["Node"]] = {}
 N = TypeVar("N", bound="type[Node]")
 
 
-def register(name: str, ids: tuple[str, ...] = (), *, nfe: int = 0, neutral: str | None = None) -> Any:
+def register(
+    name: str, ids: tuple[str, ...] = (), *, nfe: int = 0, neutral: str | None = None
+) -> Any:
     """Class decorator: gives a method its name in text and its row in `fairlead methods`.
 
     Args:
@@ -273,7 +281,7 @@ class Term(Node, Guide):
     @property
     @abstractmethod
     def strength(self) -> float | tuple[float, ...]:
-        """Weight of the difference: `w - 1` for CFG."""
+        """Weight of the difference, `w - 1` for CFG."""
 
     def strength_at(self, ctx: Context) -> float | tuple[float, ...]:
         """The strength at an evaluation, for terms with a schedule of their own."""
@@ -337,7 +345,7 @@ class Term(Node, Guide):
         update = update.mul_(weight) if isinstance(weight, float) else update * weight
         if ctx.run.report.record:
             ctx.run.report.norm(self.label, update)
-        return update, abs(weight)
+        return update, weight.abs() if isinstance(weight, Tensor) else abs(weight)
 
     def nodes(self) -> Iterator[Node]:
         yield self
@@ -463,7 +471,8 @@ class _Bound:
 
 def norm(x: Tensor) -> Tensor:
     """L2 norm per sample, kept as dimensions of size 1 so that it broadcasts."""
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    size: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    return size
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
@@ -474,4 +483,5 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
 def project(x: Tensor, onto: Tensor) -> Tensor:
     """The part of `x` along `onto`, per sample; 0 where `onto` is 0."""
     square = inner(onto, onto).clamp(min=torch.finfo(onto.dtype).tiny)
-    return onto * (inner(x, onto) / square)
+    share: Tensor = inner(x, onto) / square
+    return onto * share

@@ -21,8 +21,9 @@ class Transform(ABC):
 
     @abstractmethod
     def __call__(self, condition: Condition, denoiser: Denoiser, ctx: "Context") -> Condition:
-        """The changed condition; random draws come from `ctx.normal`, so that the stages of
-        one step see the same.
+        """The changed condition.
+
+        Random draws come from `ctx.normal`, so that the stages of one step see the same.
         """
 
 

@@ -9,7 +9,7 @@ from fairlead.denoiser import working_dtype
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.branch import Branch, Predictions
 from fairlead.guidance.context import Context, Plan, Run
-from fairlead.guidance.evaluator import _equals, finish, observed
+from fairlead.guidance.evaluator import finish, observed, rows_to_evaluate
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose, nearest
 from fairlead.schedules import Level, NoiseSchedule
@@ -70,15 +70,15 @@ def combine(
     level = t if isinstance(t, Level) or t is None else _level(t, first, schedule)
     run = run or Run(check=False, record=False)
     run.advance()
-    ctx = Context(x, level, run, batch=len(first), ndim=first.ndim)
+    ctx = Context(x, level, run, batch=len(first), ndim=first.ndim, like=first)
     plan = ctx.plan = Plan(guide.base(ctx))
     guide.plan(ctx, (), 1.0, ())
     values: dict[Branch, Tensor] = {}
-    for branch, coefficient in {plan.base: 1.0, **plan.coefficients}.items():
+    for branch in rows_to_evaluate(guide, ctx):
         if branch.name in predictions:
             value = predictions[branch.name]
             values[branch] = value.to(working_dtype(value))
-        elif branch == plan.base or branch in plan.read or not _equals(coefficient, 0.0):
+        else:
             raise ValueError(
                 f"combine: the guide asks for branch {branch.name!r}, which is missing; "
                 f"{nearest(branch.name, predictions)}"

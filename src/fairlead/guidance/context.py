@@ -88,15 +88,15 @@ class Run:
         noise = torch.empty(like.shape, dtype=torch.float32)
         generator = torch.Generator()
         for row, index in zip(noise, self._indices(len(like), rows), strict=True):
-            row.normal_(generator=generator.manual_seed(_mix(self.seed, index, self.step, tag, count)))
+            row.normal_(
+                generator=generator.manual_seed(_mix(self.seed, index, self.step, tag, count))
+            )
         return noise.to(like)
 
     def integers(self, batch: int, high: int, key: str) -> Tensor:
         """One uniform integer in [0, high) a sample, a function of seed, sample, step and key."""
         tag = zlib.crc32(key.encode())
-        drawn = [
-            _mix(self.seed, index, self.step, tag, 0) % high for index in self._indices(batch)
-        ]
+        drawn = [_mix(self.seed, index, self.step, tag, 0) % high for index in self._indices(batch)]
         return torch.tensor(drawn)
 
     def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
@@ -175,12 +175,14 @@ class Context:
         start: Level | None = None,
         batch: int = 0,
         ndim: int = 0,
+        like: Tensor | None = None,
     ) -> None:
         self.x = x
         self._level = level
         self.start = start or level
         self.run = run
         self.denoiser = denoiser
+        self._like = like  # where there is no x: a prediction, for dtype and device
         self.batch = batch if x is None else x.shape[0]
         self.ndim = ndim if x is None else x.ndim
         self.plan = Plan()
@@ -203,13 +205,13 @@ class Context:
         return self._level
 
     @property
-    def alpha(self) -> Any:
-        """Signal level: a number, or a tensor that broadcasts against `x`."""
+    def alpha(self) -> Weight:
+        """Signal level, a number or a tensor that broadcasts against `x`."""
         return self.level.alpha
 
     @property
-    def sigma(self) -> Any:
-        """Noise level: a number, or a tensor that broadcasts against `x`."""
+    def sigma(self) -> Weight:
+        """Noise level, a number or a tensor that broadcasts against `x`."""
         return self.level.sigma
 
     @property
@@ -260,7 +262,8 @@ class Context:
             raise ValueError(
                 f"weight: {len(values)} values were given for a batch of {self.batch} samples"
             )
-        dtype = torch.float32 if self.x is None else working_dtype(self.x)
-        device = None if self.x is None else self.x.device
+        like = self.x if self._like is None else self._like
+        dtype = torch.float32 if like is None else working_dtype(like)
+        device = None if like is None else like.device
         weight = torch.tensor(chosen, dtype=dtype, device=device)
         return weight.reshape(-1, *[1] * (self.ndim - 1))

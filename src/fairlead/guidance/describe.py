@@ -81,6 +81,3 @@ def _add(total: Any, sign: float, strength: float | tuple[float, ...]) -> Any:
         new = strength if isinstance(strength, tuple) else (strength,) * size
         return [o + sign * n for o, n in zip(old, new, strict=True)]
     return total + sign * strength
-
-
-

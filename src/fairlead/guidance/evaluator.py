@@ -15,7 +15,7 @@ from fairlead.condition import Condition, concatenate
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Rule, Term
 from fairlead.guidance.branch import COND, Branch, Perturbation, Predictions
-from fairlead.guidance.context import Context, Plan, Run
+from fairlead.guidance.context import Context, Plan, Run, Weight
 from fairlead.parameters import nearest
 from fairlead.samplers.base import Prediction
 from fairlead.schedules import Level
@@ -252,7 +252,7 @@ class Evaluator:
         if start <= limit and not spans:
             ctx.run.report.calls += 1
             output = denoiser.predict(x, ctx.level, condition)
-            return [output] if len(requests) == 1 else list(output.split(sizes))
+            return [output] if len(requests) == 1 else list(torch.split(output, sizes))
         parts = []
         for first in range(0, start, limit):
             last = min(first + limit, start)
@@ -264,7 +264,7 @@ class Evaluator:
                 parts.append(denoiser.predict(x if whole else x[first:last], level, chunk))
             ctx.run.report.calls += 1
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return [output] if len(requests) == 1 else list(output.split(sizes))
+        return [output] if len(requests) == 1 else list(torch.split(output, sizes))
 
     def _stack(self, denoiser: Denoiser, requests: list[_Request]) -> Condition:
         fixed = all(not r.branch.transforms and r.rows is None for r in requests)
@@ -287,7 +287,7 @@ def _rows_of(level: Level, requests: list[_Request], first: int, last: int) -> L
     index = torch.cat(
         [torch.arange(len(level.t)) if r.rows is None else r.rows.cpu() for r in requests]
     )[first:last]
-    return Level(level.t[index], level.alpha[index], level.sigma[index])  # type: ignore[index]
+    return Level(level.t[index], level.alpha[index], level.sigma[index])
 
 
 @dataclass(frozen=True)
@@ -473,7 +473,8 @@ def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Tensor | None]:
     """
     base = ctx.plan.base
     needed: dict[Branch, Tensor | None] = {}
-    active = ctx.plan.coefficients
+    # a rule sees single terms, so under rules only what no term weighs is left out
+    active = ctx.plan.coefficients if guide.linear else _magnitudes(ctx.plan)
     cancels = guide.linear and _equals(active.get(base, 0.0), -1.0)
     if not cancels or base in ctx.plan.read:
         needed[base] = None
@@ -483,14 +484,29 @@ def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Tensor | None]:
         read = branch in ctx.plan.read
         if not read and _equals(coefficient, 0.0):
             continue
-        for need in branch.needs:
-            needed.setdefault(need, None)
         rows = None
         if not read and isinstance(coefficient, Tensor) and coefficient.numel() == ctx.batch:
             on = coefficient.flatten() != 0
             rows = None if bool(on.all()) else on.nonzero().flatten()
         needed[branch] = rows
+    for branch in list(needed):
+        _enter_needs(branch, needed)
     return needed
+
+
+def _enter_needs(branch: Branch, needed: dict[Branch, Tensor | None]) -> None:
+    for need in branch.needs:
+        needed[need] = None
+        _enter_needs(need, needed)
+
+
+def _magnitudes(plan: Plan) -> dict[Branch, Weight]:
+    """The sum of the absolute weights of the terms that a wanted branch is part of."""
+    total: dict[Branch, Weight] = dict.fromkeys(plan.coefficients, 0.0)
+    for weight, *pair in plan.terms.values():
+        for branch in pair:
+            total[branch] = total[branch] + abs(weight)
+    return total
 
 
 def _equals(weight: float | Tensor, value: float) -> bool:
@@ -504,13 +520,16 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
         FloatingPointError: A prediction is NaN or infinite; names the branch and the step.
     """
     values = predictions.values_by_branch
-    if predictions.base_branch not in values:  # linear, and the base cancels
-        parts = [(c, values[b]) for b, c in ctx.plan.coefficients.items() if b in values]
-        denoise = sum_of(parts)
+    base = predictions.base_branch
+    if base not in values or not all(
+        n in values for _, _, n in ctx.plan.terms.values()
+    ):  # linear, and a branch cancels
+        own = {base: 1.0 + ctx.plan.coefficients.get(base, 0.0)}
+        coefficients = {**ctx.plan.coefficients, **own}
+        denoise = sum_of([(c, values[b]) for b, c in coefficients.items() if b in values])
     else:
         update, _ = guide.update(predictions, ctx, ())
-        base = predictions.base
-        denoise = base if update is None else base + update
+        denoise = predictions.base if update is None else predictions.base + update
     renoise = guide.renoise(predictions, ctx, denoise) if ctx.plan.renoise else None
     if ctx.run.check:
         # the norms of the terms, where they are kept, are infected by every branch in them

@@ -34,7 +34,7 @@ class Entry:
 
     @property
     def sizes(self) -> dict[str, float]:
-        """Norm of each term: the root mean square of the samples' L2 norms."""
+        """Norm of each term, as the root mean square of the samples' L2 norms."""
         return {k: float(v) / self.batch**0.5 for k, v in self.norms.items()}
 
     @property
@@ -85,8 +85,10 @@ class Report:
     def total_norm(self) -> Tensor | None:
         """The sum of the norms of the last evaluation, if they were kept."""
         norms = self.entries[-1].norms
-        return sum(norms.values(), start=torch.zeros(())) if len(norms) > 1 else next(
-            iter(norms.values()), None
+        return (
+            sum(norms.values(), start=torch.zeros(()))
+            if len(norms) > 1
+            else next(iter(norms.values()), None)
         )
 
     def to_dict(self) -> list[dict[str, Any]]:

@@ -95,12 +95,14 @@ def expected_coverage(n: int, m: int, k: int = 5) -> float:
 
 
 def authenticity(train: Tensor, generated: Tensor, *, seed: int = 0) -> Estimate:
-    """Share of generated samples farther from their nearest training sample than that one is
-    from its own nearest; low values mean copies.
+    """Share of generated samples that are no copies of training samples.
+
+    A sample counts if it is farther from its nearest training sample than that one is from
+    its own nearest.
 
     Source:
         Alaa et al. (2022), arXiv:2102.08921.
-    """  # noqa: D205
+    """
     train, generated = _centred(train, generated, 1)
     own = radii(train, 1)
     authentic = []

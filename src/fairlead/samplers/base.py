@@ -7,18 +7,17 @@ variance-exploding and straight paths alike. Solvers that walk in `lam = log(alp
 order there.
 """
 
-import ast
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from torch import Tensor
 
-from fairlead.parameters import check_fields, nearest
+from fairlead.parameters import check_fields
 from fairlead.schedules import Level, NoiseSchedule
+from fairlead.text import Reader
 
 
 class Prediction(NamedTuple):
@@ -142,7 +141,7 @@ def get(sampler: "Sampler | str") -> Sampler:
     `get(str(s)) == s` holds for every sampler. Nothing is executed: arguments are literals.
 
     Raises:
-        ValueError: The text is no sampler; names the token, its position and the nearest name.
+        TextError: A `ValueError` that names the token, its position and the nearest name.
         TypeError: Neither a sampler nor text.
 
     Example:
@@ -153,48 +152,9 @@ def get(sampler: "Sampler | str") -> Sampler:
         return sampler
     if not isinstance(sampler, str):
         raise TypeError(f"sampler: expected a sampler or text, got {type(sampler).__name__}")
-    text = sampler.strip()
-    try:
-        node = ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise _error(error.msg, text, (error.offset or 1) - 1) from None
-    call = node if isinstance(node, ast.Call) else None
-    function = call.func if call else node
-    if not isinstance(function, ast.Name):
-        raise _error("expected a name such as heun or ddim(eta=0.5)", text, function.col_offset)
-    name, at = function.id, function.col_offset
-    if name not in SAMPLERS:
-        raise _error(f"unknown name {name!r}; {nearest(name, SAMPLERS)}", text, at)
-    cls = SAMPLERS[name]
-    known = inspect.signature(cls)
-    given: dict[str, Any] = {}
-    for keyword in call.keywords if call else []:
-        if keyword.arg is None or keyword.arg not in known.parameters:
-            hint = nearest(str(keyword.arg), known.parameters)
-            message = f"{name} has no parameter {keyword.arg!r}; {hint}"
-            raise _error(message, text, keyword.col_offset)
-        given[keyword.arg] = _literal(keyword.value, text)
-    positional = [_literal(a, text) for a in call.args] if call else []
-    try:
-        known.bind(*positional, **given)
-    except TypeError as error:
-        raise _error(f"{name}: {error}", text, at) from None
-    return cls(*positional, **given)
-
-
-def _literal(node: ast.expr, text: str) -> Any:
-    if isinstance(node, ast.Name) and node.id == "inf":
-        return math.inf
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        token = ast.get_source_segment(text, node)
-        message = f"arguments are numbers, True, False or text in quotes, got {token}"
-        raise _error(message, text, node.col_offset) from None
-
-
-def _error(message: str, text: str, position: int) -> ValueError:
-    return ValueError(f"sampler: {message}\n  {text}\n  {' ' * position}^ (position {position})")
+    reader = Reader("sampler", sampler)
+    reader.name(reader.body, "a name such as heun or ddim(eta=0.5)")
+    return cast(Sampler, reader.make(reader.body, SAMPLERS, SAMPLERS))
 
 
 def noise_of(x: Tensor, x0: Tensor, level: Level) -> Tensor:

@@ -48,6 +48,7 @@ class DDPM(Sampler):
             super().__post_init__()
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
         p = model(x, s)
         if t.sigma == 0:
             return t.alpha * p.denoise

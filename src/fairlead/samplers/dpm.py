@@ -41,6 +41,7 @@ class DPMpp1S(Sampler):
     """
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
         p = model(x, s)
         kept = math.exp(s.lam - t.lam)
         return t.sigma / s.sigma * x + t.alpha * (p.denoise - kept * p.renoise)
@@ -78,6 +79,7 @@ class DPMpp2S(Sampler):
     eta: Annotated[float, Range(0, 1)] = 0.0
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
         down, up = ancestral(s, t, self.eta)
         p = model(x, s)
         if down.sigma > 0 and s.alpha > 0:
@@ -150,6 +152,7 @@ class DPMpp2M(_Multistep):
         choose("dpmpp_2m", "difference", self.difference, ("released", "generic"))
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
         p = model(x, s)
         slope = self._slope(model, p, s, t, self.lower_order_final)
         x = transfer(x, p, s, t)
@@ -201,6 +204,7 @@ class DPMpp2MSDE(_Multistep):
         choose("dpmpp_2m_sde", "variant", self.variant, ("midpoint", "heun"))
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
         p = model(x, s)
         slope = self._slope(model, p, s, t, self.lower_order_final)
         if t.sigma == 0:

@@ -26,6 +26,7 @@ class Euler(Sampler):
     """
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
         return transfer(x, model(x, s), s, t)
 
 
@@ -57,6 +58,7 @@ class EulerAncestral(Sampler):
     eta: Annotated[float, Range(0, 1)] = 1.0
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
         down, up = ancestral(s, t, self.eta)
         x = transfer(x, model(x, s), s, down)
         return x + up * model.noise(x) if up else x

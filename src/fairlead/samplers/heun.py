@@ -53,6 +53,7 @@ class Heun(Sampler):
     churn_noise: Annotated[float, FINITE] = 1.0
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
         x, s = self._raise(model, x, s)
         p = model(x, s)
         moved = transfer(x, p, s, t)

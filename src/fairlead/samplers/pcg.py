@@ -55,9 +55,11 @@ class PCG(Sampler):
 
     @property
     def evaluations(self) -> int:
+        """One conditional, `langevin` guided."""
         return 1 + self.langevin
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
         x = transfer(x, model(x, s, gain=0.0), s, t)
         if t.sigma == 0:
             return x

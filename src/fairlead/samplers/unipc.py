@@ -46,9 +46,9 @@ class UniPC(Sampler):
     ``x_t``, among them, and restarts from the step's beginning. With two ends the sample moves to
     ``denoise``; differences take ``renoise``.
 
-    * Order ``order`` without, one more with the corrector (at most 3: the first step of a
-      trajectory is of lower order). One evaluation a step; keeps ``order`` predictions and
-      two samples.
+    * Order ``order`` without, one more with the corrector, after the first steps, whose lower
+      order limits the whole to 2 without and 3 with the corrector in the limit of small steps.
+      One evaluation a step; keeps ``order`` predictions and two samples.
     * The order grows from 1 at the start, and falls to 1 at the end if ``lower_order_final``;
       steps from ``alpha = 0`` or to ``sigma = 0`` are always of first order.
     * The corrector is left out if the sample was changed between two steps, since it would
@@ -79,6 +79,7 @@ class UniPC(Sampler):
         choose("unipc", "variant", self.variant, ("bh2", "bh1"))
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
         new = _Point(s, model(x, s))
         last: _Step | None = model.memory.get("unipc")
         if last is not None and self.corrector and x is last.reached:

@@ -71,7 +71,7 @@ def export(
         if kept["recipe"].get("max_steps"):
             share = max(share, info["step"] / kept["recipe"]["max_steps"])
         if not final:
-            note = f"Mean weights after {checkpoint:.0%} of the training of {name}."
+            note = f"Mean weights after {share:.0%} of the training of {name}."
         elif not ended:
             note = f"Unfinished stand-in: mean weights after {share:.0%} of the training."
         else:
@@ -80,7 +80,8 @@ def export(
         network.load_state_dict(tensors)
         about = {
             "name": name + suffix,
-            **_card(training, info, share, null=final),
+            # a snapshot is taken by the step that reaches its mark, so later than the mark itself
+            **_card(training, info, share if final else float(checkpoint), null=final),
             "weak": f"{name}-weak" if suffix != "-weak" and "-weak" in training.ships else None,
             "trained": date.fromtimestamp(file.stat().st_mtime).isoformat(),
             "metrics": {"loss": info["loss"], **(metrics or {}).get(name + suffix, {})},

@@ -108,8 +108,8 @@ def train(
     """Trains `network` in place, or goes on where `folder` stopped; ends with the mean weights.
 
     Random numbers are a function of `(seed, step)`, so an interrupted run goes on with the draws
-    it would have seen. At most `save_every` seconds are lost when the process is killed, nothing
-    when it is interrupted.
+    it would have seen. At most `save_every` seconds are lost when the process is killed; on an
+    exception or interrupt the last whole step is kept, unless it comes amid an update.
 
     Args:
         network: Takes `(x, c_noise, label)`; label `len(data.classes)` is null.

@@ -75,7 +75,7 @@ class AdaptiveGuidance(Policy):
             raise ValueError("adaptive: restart needs scope='batch', got scope='sample'")
 
     def weight(self, weight: Weight, ctx: Context) -> Weight:
-        off = ctx.recall()
+        off: Tensor | None = ctx.recall()
         if off is None:
             return weight
         if bool(off.all()):
@@ -90,7 +90,8 @@ class AdaptiveGuidance(Policy):
 
     def observe(self, predictions: Predictions, ctx: Context) -> None:
         others = [b for b in predictions if b.state != "cond"]
-        if not others or ctx.fraction < self.guard:
+        at_hand = predictions.base_branch in predictions.values_by_branch  # not at w = 0
+        if not others or not at_hand or ctx.fraction < self.guard:
             return
         base = self._measured(predictions.base, ctx)
         cosine = torch.stack(

@@ -7,4 +7,4 @@ from fairlead.guidance.terms.icg import ICG
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.terms.tsg import TSG
 
-__all__ = ["Autoguidance", "CFG", "CFGpp", "ICG", "PAG", "TSG"]
+__all__ = ["CFG", "ICG", "PAG", "TSG", "Autoguidance", "CFGpp"]

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Scale, Term, less_one, register
@@ -89,6 +88,3 @@ class ICG(Term):
     @cached_property
     def negative(self) -> Branch:
         return Branch("icg", transforms=(Independent(self.draw),))
-
-
-

@@ -30,7 +30,7 @@ class TimeNoise(Perturbation):
     def __call__(
         self, inputs: tuple[Tensor, ...], output: Tensor, rows: Sequence[int], ctx: Context
     ) -> Tensor:
-        size = self.s * (1 - ctx.fraction) ** self.power
+        size: float = self.s * (1 - ctx.fraction) ** self.power
         return output + size * ctx.normal(output, "tsg", rows)
 
 

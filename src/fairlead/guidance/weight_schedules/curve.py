@@ -1,6 +1,7 @@
 """Weight schedules: the guidance scale as a curve over the run."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from fairlead.guidance.algebra import FINITE, Context, Range, Schedule, register
 from fairlead.guidance.context import Weight
 from fairlead.parameters import choose
 
-SHAPES = {
+SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda t: 1.0,
     "linear": lambda t: 2 * t,
     "inverse_linear": lambda t: 2 * (1 - t),

@@ -10,7 +10,7 @@ from fairlead.studies import claims
 def main() -> int:
     """Runs or lists claims; the exit code is 1 if one raised."""
     parser = argparse.ArgumentParser(prog="python -m fairlead.studies.claims", description=__doc__)
-    parser.add_argument("names", nargs="*", help="claims or methods; default: all")
+    parser.add_argument("names", nargs="*", help="names or patterns; default: all")
     parser.add_argument("--record", action="store_true", help="record each result as it comes")
     parser.add_argument("--resume", action="store_true", help="skip what is recorded and current")
     parser.add_argument("--list", action="store_true", help="show recorded results, run nothing")

@@ -1,5 +1,6 @@
 """Registers, runs and records claims."""
 
+import fnmatch
 import hashlib
 import importlib
 import json
@@ -146,19 +147,17 @@ def names() -> list[str]:
 
 
 def select(wanted: Sequence[str] | None) -> list[Claim]:
-    """Claims by name; the name of a method stands for all its claims.
+    """Claims by name or pattern, such as `icg*`, in the order of `names`.
 
     Raises:
         ValueError: There is no such claim; says the nearest names.
     """
     known = names()
-    if wanted is None:
-        return list(CLAIMS.values())
-    for name in wanted:
-        if name not in known and not any(k.startswith(f"{name}-") for k in known):
+    for name in wanted or ():
+        if not fnmatch.filter(known, name):
             raise ValueError(f"claims: unknown claim {name!r}; {nearest(name, known)}")
     return [
-        CLAIMS[k] for k in known if any(k == name or k.startswith(f"{name}-") for name in wanted)
+        CLAIMS[k] for k in known if wanted is None or any(fnmatch.fnmatch(k, w) for w in wanted)
     ]
 
 
@@ -172,7 +171,7 @@ def run(
     """Runs claims.
 
     Args:
-        names: Claims or methods; `None` runs all.
+        names: Names of claims, or patterns such as `icg*`; `None` runs all.
         progress: Gets a line when a claim starts and one when it ends.
         save: Record each result as soon as it is there.
         resume: Do not run claims whose recorded result has the same code and weights.
@@ -247,11 +246,13 @@ def plain(value: Any) -> Any:
 def show(value: Any) -> str:
     """A measured value as text."""
     if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
-        return f"{value['value']:g} [{value['low']:g}, {value['high']:g}]"
+        return f"{show(value['value'])} [{show(value['low'])}, {show(value['high'])}]"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {show(v)}" for k, v in value.items())
     if isinstance(value, list):
         return ", ".join(show(v) for v in value)
+    if value is None:
+        return "nan"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -2,6 +2,7 @@
 
 from fairlead.schedules import DiscreteVP
 from fairlead.studies.claims import _exact as exact
+from fairlead.studies.claims import _images as images
 from fairlead.studies.claims._harness import Finding, claim
 from fairlead.studies.claims._verdict import above, agrees, below, difference
 
@@ -47,3 +48,30 @@ def mixture() -> Finding:
     for k in ("inverse_linear", "sine"):
         checks[f"{k} keeps less"] = below(difference(minority[k], constant))
     return Finding({"minority share": minority, "trace": trace, "p(c|x)": right}, checks, nfe=100)
+
+
+@claim(
+    "curve-images",
+    ids=("S004",),
+    claim="An increasing ramp beats the constant scale of the same mean, a decreasing one is worse.",
+    setting=f"cifar10, {images.SETTING}, W = 4, no clamp",
+    expected="Fréchet distance of linear below constant and of inverse linear above it, 95 % "
+    "intervals over samples on the same noise; accuracy and diversity are shown",
+    models=("cifar10",),
+)
+def cifar10() -> Finding:
+    """Both changes of the distance clear of zero."""
+    shapes = ("constant", "linear", "inverse_linear")
+    runs = {k: images.draw(guide=guide(k)) for k in shapes}
+    up = images.fd_change(runs["linear"], runs["constant"])
+    down = images.fd_change(runs["inverse_linear"], runs["constant"])
+    return Finding(
+        {**{k: r.summary() for k, r in runs.items()}, "linear, FD": up, "inverse, FD": down},
+        {"linear is better": below(up), "inverse linear is worse": above(down)},
+        runs["linear"].nfe,
+    )
+
+
+def guide(shape: str) -> str:
+    """CFG at a mean scale of 4; the constant is written as plain CFG, to share its samples."""
+    return "cfg(4.0)" if shape == "constant" else f"cfg(4.0) | curve('{shape}')"

@@ -71,7 +71,7 @@ def mixture() -> Finding:
     "icg-images",
     ids=("S001",),
     claim="ICG on a model trained without condition dropout matches CFG.",
-    setting=f"cifar10-nodropout, {images.N} samples, {images.STEPS} Heun steps, w = 2, beside "
+    setting=f"cifar10-nodropout, {images.SETTING}, w = 2, beside "
     "CFG(2) of cifar10, which was trained with dropout",
     expected="accuracy up and Fréchet distance down against w = 1 of the same model, 95 % "
     "intervals over samples on the same noise; CFG's change is for comparison, not a condition",

@@ -92,7 +92,7 @@ def tokens() -> Finding:
     "pag-images",
     ids=("S029",),
     claim="PAG improves unconditional samples without training.",
-    setting=f"cifar10, null condition, {images.N} samples, {images.STEPS} Heun steps, s = 2 in the "
+    setting=f"cifar10, null condition, {images.SETTING}, s = 2 in the "
     "middle attention layer",
     expected="classifier confidence up and Fréchet distance down against s = 0, 95 % intervals "
     "over samples on the same noise",
