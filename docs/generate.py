@@ -103,7 +103,6 @@ def page(row: dict[str, Any], claims: list[dict[str, Any]]) -> str:
         ("Domains", ", ".join(row["domains"])),
         ("NFE a step", f"{'' if kind == 'sampler' else '+'}{row['nfe']}"),
         ("Neutral at", code(f"{name}({row['neutral']})") if row["neutral"] else ""),
-        ("Source", plain(row["source"])),
     ]
     text += "".join(f":{key}: {value or '–'}\n" for key, value in facts) + "\n"
     module = "fairlead.samplers" if kind == "sampler" else "fairlead"

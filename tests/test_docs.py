@@ -56,6 +56,16 @@ def test_pages_run(page):
     assert not failed
 
 
+def test_guides_to_choose_from_are_guides():
+    page = (ROOT / "docs/choose.rst").read_text()
+    quoted = [re.sub(r"\bw\b", "2", t) for t in re.findall(r"``([^`]+)``", page)]
+    names = tuple(f"{name}(" for name in REGISTRY)
+    guides = [text for text in quoted if text.startswith(names)]
+    assert len(guides) > 12
+    for text in guides:
+        assert fl.guide(str(fl.guide(text))) == fl.guide(text)
+
+
 def test_pages_hold_examples():
     tried = doctest.testfile(str(ROOT / "docs/concepts.rst"), module_relative=False).attempted
     assert tried > 20
@@ -75,6 +85,7 @@ def test_readme_snippet_runs_as_it_stands(capsys):
 
 def commands(text: str) -> list[str]:
     """The lines of the code blocks that are no Python, and code in running text."""
+    text = re.sub(r"```python\n.*?```", "", text, flags=re.S)
     blocks = "\n".join(re.findall(r"```\n(.*?)```", text, flags=re.S))
     inline = "\n".join(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S)))
     return [line.split("#")[0].strip() for line in f"{blocks}\n{inline}".splitlines()]

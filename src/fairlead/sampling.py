@@ -146,8 +146,9 @@ def sample(
     rule = get_sampler(sampler)
     choose("sample", "batching", batching, ("batched", "sequential"))
     for name, value in (("steps", steps), ("max_batch", max_batch), ("n", n)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole and value >= 1) and not (value is None and name != "steps"):
+        absent = value is None and name != "steps"
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not (whole or absent):
             raise ValueError(f"sample: {name} must be a whole number of at least 1, got {value}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"sample: dtype must be torch.float32 or torch.float64, got {dtype}")

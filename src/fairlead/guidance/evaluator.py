@@ -503,9 +503,10 @@ def _enter_needs(branch: Branch, needed: dict[Branch, Tensor | None]) -> None:
 def _magnitudes(plan: Plan) -> dict[Branch, Weight]:
     """The sum of the absolute weights of the terms that a wanted branch is part of."""
     total: dict[Branch, Weight] = dict.fromkeys(plan.coefficients, 0.0)
-    for weight, *pair in plan.terms.values():
-        for branch in pair:
-            total[branch] = total[branch] + abs(weight)
+    for weight, positive, negative in plan.terms.values():
+        for branch in (positive, negative):
+            size = weight.abs() if isinstance(weight, Tensor) else abs(weight)
+            total[branch] = total[branch] + size
     return total
 
 
@@ -534,7 +535,10 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
     if ctx.run.check:
         # the norms of the terms, where they are kept, are infected by every branch in them
         seen = ctx.run.report.total_norm() if guide.linear else None
-        if not math.isfinite((denoise.sum() if seen is None else seen).item()):
+        total = denoise.sum() if seen is None else seen
+        if renoise is not None:
+            total = total + renoise.sum()
+        if not math.isfinite(total.item()):
             _blame(predictions, denoise, ctx)
     return Prediction(denoise, denoise if renoise is None else renoise)
 

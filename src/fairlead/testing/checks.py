@@ -6,6 +6,7 @@ import pickle
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -177,8 +178,8 @@ class _Probe(Term):
     """A term with a branch that no other method has."""
 
     name: ClassVar[str] = "probe"
-    strength: ClassVar[float] = 0.5  # type: ignore[assignment]
-    negative: ClassVar[Branch] = Branch("probe", transforms=(_NextLabel(),))  # type: ignore[assignment]
+    strength: ClassVar[float] = 0.5
+    negative: ClassVar[Branch] = Branch("probe", transforms=(_NextLabel(),))
 
 
 @check
@@ -280,7 +281,11 @@ def two_memories(subject: Subject) -> None:
     once = CFG(3.0) | rule
     for i in range(3):
         c, u = noise(key=i, dtype=torch.float64), noise(key=i + 10, dtype=torch.float64)
-        place = {"x": noise(key=20, dtype=torch.float64), "t": 2.0, "schedule": EDM()}
+        place: dict[str, Any] = {
+            "x": noise(key=20, dtype=torch.float64),
+            "t": 2.0,
+            "schedule": EDM(),
+        }
         twice = combine(once | rule, {"cond": c, "null": u}, run=both, **place)
         between = combine(once, {"cond": c, "null": u}, run=inner, **place)
         # the update of the first rule as that of plain CFG: D_c + 2 (D_c - null')
@@ -333,14 +338,15 @@ def compile(subject: Subject) -> None:
 def bad_values(subject: Subject) -> None:
     """A value out of its range raises a `ValueError` that names the parameter."""
     method = subject.method
-    allowed = ranges(type(method))
+    cls: Any = type(method)
+    allowed = ranges(cls)
     for f in fields(method):
         if f.name not in allowed:
             continue
         for value in outside(allowed[f.name]):
-            message = error_of((ValueError,), lambda f=f, v=value: replace(method, **{f.name: v}))
+            message = error_of((ValueError,), partial(replace, method, **{f.name: value}))
             assert message.startswith(f"{method.name}: {f.name} "), f"unclear: {message}"
-        message = error_of((TypeError,), lambda f=f: replace(method, **{f.name: "much"}))
+        message = error_of((TypeError,), partial(replace, method, **{f.name: "much"}))
         assert message.startswith(f"{method.name}: {f.name} "), f"unclear: {message}"
 
 
@@ -365,7 +371,7 @@ def not_finite(subject: Subject) -> None:
 
         networks(denoiser)[0].tamper = poison
         message = error_of(
-            (FloatingPointError,), lambda d=denoiser: draw(subject.guide, d, sampler="ddim")
+            (FloatingPointError,), partial(draw, subject.guide, denoiser, sampler="ddim")
         )
         assert any(f"branch {n!r}" in message for n in names), f"no branch named: {message}"
         assert "step 1" in message, f"wrong step: {message}"

@@ -77,10 +77,7 @@ class Subject:
 
     def beside(self, term: Term) -> Guide:
         """The guide with another term in the sum, under the same base."""
-        guide = self.guide
-        if self.moves_base and isinstance(guide, Pipe):
-            return (guide.left + term) | guide.right
-        return guide + term
+        return _below(self.guide, term) if self.moves_base else self.guide + term
 
     def scaled(self, weights: tuple[float, ...] | float) -> Guide:
         """The guide with the scale of its term set, one value or one a sample."""
@@ -91,6 +88,11 @@ class Subject:
             if tuple[float, ...] in typing.get_args(hints[f.name]):
                 return replace(self.method, **{f.name: weights})
         raise NotApplicable("the term has no scale per sample")
+
+
+def _below(guide: Guide, term: Term) -> Guide:
+    """The guide with a term in its innermost sum."""
+    return _below(guide.left, term) | guide.right if isinstance(guide, Pipe) else guide + term
 
 
 def example(cls: type[Node]) -> Node:

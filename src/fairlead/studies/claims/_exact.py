@@ -1,6 +1,7 @@
 """Testbeds without network error, and what is measured on their samples."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ def end_variance(
     model = _Linear(fl.guide(guide), evaluator, Run(steps=len(levels) - 1, record=False))
     rule = get_sampler(sampler)
     variance = start
-    for s, t in zip(levels, levels[1:], strict=False):
+    for s, t in pairwise(levels):
         x = torch.zeros(draws + 1, 1, dtype=torch.float64)
         x[0] = 1
         model.begin(s)
@@ -120,5 +121,3 @@ def end_variance(
             response = rule.step(model, x, s, t).flatten()
         variance = response[0].item() ** 2 * variance + (response[1:] ** 2).sum().item()
     return variance
-
-

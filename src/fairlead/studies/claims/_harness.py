@@ -66,9 +66,11 @@ class Claim:
     check: Callable[[], Finding]
 
     def inputs(self) -> str:
-        """A digest of all that the result depends on: version, code and weights."""
+        """A digest of the version, the claim's code and the weights that it samples."""
         digest = hashlib.sha256(__version__.encode())
-        digest.update(Path(self.check.__code__.co_filename).read_bytes())
+        shared = [FOLDER / f"_{part}.py" for part in ("exact", "images", "verdict")]
+        for path in (Path(self.check.__code__.co_filename), *shared):
+            digest.update(path.read_bytes())
         for model in self.models:
             for path in sorted(WEIGHTS.glob(f"{model.partition('-')[0]}*.safetensors")):
                 digest.update(path.read_bytes())
@@ -79,13 +81,14 @@ class Claim:
         from fairlead.studies.claims import _images
 
         _images.borrowed.clear()
+        inputs = self.inputs()
         start = time.perf_counter()
         error = None
         try:
             finding = self.check()
         except Exception as raised:
             error = f"{type(raised).__name__}: {raised}"
-            finding = Finding({}, {})
+            finding = Finding({"error": error}, {})
         return {
             "name": self.name,
             "ids": list(self.ids),
@@ -100,7 +103,7 @@ class Claim:
             "seed": self.seed,
             "nfe": finding.nfe,
             "error": error,
-            "inputs": self.inputs(),
+            "inputs": inputs,
         }
 
 

@@ -21,7 +21,9 @@ def levels(steps: int) -> tuple[Level, ...]:
     """Variance preserving, uniform in `log(alpha/sigma)` from -4 to 4."""
     lams = [-4 + 8 * i / steps for i in range(steps + 1)]
     parts = [1 / (1 + math.exp(-2 * lam)) for lam in lams]
-    return tuple(Level(lam, math.sqrt(p), math.sqrt(1 - p)) for lam, p in zip(lams, parts, strict=True))
+    return tuple(
+        Level(lam, math.sqrt(p), math.sqrt(1 - p)) for lam, p in zip(lams, parts, strict=True)
+    )
 
 
 def draw(guide: str, steps: int = 20, seed: int = 0) -> Result:
@@ -78,15 +80,13 @@ def mixture() -> Finding:
     return Finding(measured, checks, measured["guard 0.45"]["NFE"])
 
 
-
-
 @claim(
     "adaptive-images",
     ids=("S014",),
     claim="Adaptive Guidance costs less than CFG and stays closer to its images than CFG with "
     "fewer steps at the same cost.",
-    setting="cifar10, 50 samples, 20 steps of DPM-Solver++(2M), w = 3, threshold 0.991, guard 0.45; against CFG "
-    "with 15 steps; mean square pixel difference to CFG with 20 steps",
+    setting="cifar10, 50 samples, 20 steps of DPM-Solver++(2M), w = 3, threshold 0.991, "
+    "guard 0.45; against CFG with 15 steps; mean square pixel difference to CFG with 20 steps",
     expected="fewer evaluations than CFG; if not more than 15 steps cost, less pixel difference, "
     "95 % interval over samples on the same noise",
     models=("cifar10",),

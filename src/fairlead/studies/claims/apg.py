@@ -13,7 +13,7 @@ CAP = round(2.5 * math.sqrt(3 * 32 * 32 / (4 * 64 * 64)), 2)
 @claim(
     "apg",
     ids=("S016",),
-    claim="At high scales APG lowers saturation and Fréchet distance against CFG at equal accuracy.",
+    claim="At high scales APG lowers saturation and Fréchet distance of CFG at equal accuracy.",
     setting=f"cifar10, {images.SETTING}, w = 4 and 8, eta = 0, "
     f"beta = -0.75, r = {CAP}, which is the paper's EDM2-S setting for this many numbers",
     expected="at both scales saturation and Fréchet distance below CFG's, accuracy not lower by "

@@ -1,5 +1,7 @@
 """Claims of autoguidance."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -31,8 +33,7 @@ class MLP(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         sizes = [3, *[width] * 4]
-        pairs = zip(sizes, sizes[1:], strict=False)
-        layers = [layer for a, b in pairs for layer in (nn.Linear(a, b), nn.SiLU())]
+        layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
         self.body = nn.Sequential(*layers, nn.Linear(width, 2))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """Claims of CFG++."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from fairlead.exact import GaussianMixture
+from fairlead.metrics import Estimate, bootstrap
 from fairlead.schedules import EDM, DiscreteVP
 from fairlead.studies.claims import _exact as exact
 from fairlead.studies.claims._harness import Finding, claim
 from fairlead.studies.claims._verdict import agrees, below, difference, equals
-from fairlead.metrics import Estimate, bootstrap
 
 SCHEDULE = DiscreteVP.scaled_linear()
 STEPS = 50
@@ -21,7 +23,7 @@ def invert(p: GaussianMixture, x: Tensor, w: float, plus: bool) -> Tensor:
     swaps its ends: it denoises with the null and renoises with the guided prediction.
     """
     levels = SCHEDULE.grid(STEPS)[::-1]
-    for s, t in zip(levels, levels[1:], strict=False):
+    for s, t in pairwise(levels):
         free = (x - t.alpha * p.x0(x, t)) / t.sigma
         own = (x - t.alpha * p.x0(x, t, 0)) / t.sigma
         guided = free + w * (own - free)

@@ -53,7 +53,7 @@ def mixture() -> Finding:
 @claim(
     "curve-images",
     ids=("S004",),
-    claim="An increasing ramp beats the constant scale of the same mean, a decreasing one is worse.",
+    claim="An increasing ramp beats a constant scale of the same mean, a decreasing one is worse.",
     setting=f"cifar10, {images.SETTING}, W = 4, no clamp",
     expected="Fréchet distance of linear below constant and of inverse linear above it, 95 % "
     "intervals over samples on the same noise; accuracy and diversity are shown",

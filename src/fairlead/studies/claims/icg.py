@@ -50,9 +50,7 @@ def mixture() -> Finding:
         measured[f"distance, {name}"] = found
         for sigma, v, published in zip(SIGMAS, found, PUBLISHED[name], strict=True):
             rounding = 0.0005 if published < 0.1 and name == "p(c)" and sigma > 1 else 0.005
-            checks[f"{name}, sigma {sigma:g}"] = (
-                abs(v - published) <= 0.05 * published + rounding
-            )
+            checks[f"{name}, sigma {sigma:g}"] = abs(v - published) <= 0.05 * published + rounding
     q = exact.three_classes()
     denoiser = q.denoiser(EDM())
     denoiser.choices = {"label": 3}

@@ -22,9 +22,9 @@ GUIDES = {
     claim="Guidance at high noise drops modes, at very low noise it does nothing; in the middle "
     "alone it costs less and keeps coverage at equal class accuracy.",
     setting="2-D mixture with a minority component of share 0.30 in the class, exact denoiser, "
-    "sigma 80 to 0.002, rho 7, 64 DDIM steps, 4000 samples, w = 4 inside; a sample counts for the minority where that is the likeliest "
-    "of all components, which is so for 0.24 of true samples; then (0.4, 2] at w = 8 "
-    "against w = 4.39 everywhere",
+    "sigma 80 to 0.002, rho 7, 64 DDIM steps, 4000 samples, w = 4 inside; a sample counts for the "
+    "minority where that is the likeliest of all components, which is so for 0.24 of true samples; "
+    "then (0.4, 2] at w = 8 against w = 4.39 everywhere",
     expected="mean p(c|x) and minority share: none 0.801, 0.24; everywhere 0.995, 0.18; above 2 "
     "0.971, 0.20; (0.4, 2] 0.983, 0.23; below 0.4 0.901, 0.28; below 0.1 0.810, 0.25; at p(c|x) "
     "0.9965: 0.202 (trace 1.084) against 0.167 (0.992)",

@@ -34,9 +34,7 @@ PUBLISHED = {
 )
 def mixture() -> Finding:
     """The negative's share falls from form to form, and each number agrees."""
-    p = GaussianMixture(
-        [[0.0, 0.0], [1.2, 0.6], [-1.0, 2.0]], [0.5, 0.5, 0.8], labels=[0, 1, 2]
-    )
+    p = GaussianMixture([[0.0, 0.0], [1.2, 0.6], [-1.0, 2.0]], [0.5, 0.5, 0.8], labels=[0, 1, 2])
     negative = {"label": torch.ones(exact.N, dtype=torch.long)}
     shares = {}
     for form, text in FORMS.items():

@@ -82,7 +82,9 @@ def tokens() -> Finding:
         checks[f"correlation agrees at s = {s:g}"] = agrees(
             found[i], (0.61, 0.79, 0.89, 0.97, 0.99)[i], 0.005
         )
-        checks[f"variance agrees at s = {s:g}"] = agrees(wide[i], (1.0, 1.1, 1.4, 2.1, 3.3)[i], 0.05)
+        checks[f"variance agrees at s = {s:g}"] = agrees(
+            wide[i], (1.0, 1.1, 1.4, 2.1, 3.3)[i], 0.05
+        )
         if i:
             checks[f"correlation rises to s = {s:g}"] = above(difference(found[i], found[i - 1]))
     return Finding({"s": list(scales), "correlation": found, "variance": wide}, checks, nfe=400)
@@ -92,8 +94,7 @@ def tokens() -> Finding:
     "pag-images",
     ids=("S029",),
     claim="PAG improves unconditional samples without training.",
-    setting=f"cifar10, null condition, {images.SETTING}, s = 2 in the "
-    "middle attention layer",
+    setting=f"cifar10, null condition, {images.SETTING}, s = 2 in the middle attention layer",
     expected="classifier confidence up and Fréchet distance down against s = 0, 95 % intervals "
     "over samples on the same noise",
     models=("cifar10",),

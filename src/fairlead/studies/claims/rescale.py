@@ -37,9 +37,7 @@ class Images(fl.Denoiser):
     """`N(0, 0.3 I)` without label and `N(pattern, 0.15 I)` with label 0, exactly."""
 
     def __init__(self) -> None:
-        super().__init__(
-            lambda x, t: x, EDM(), "sample", null={"label": -1}, shape=(1, 8, 8)
-        )
+        super().__init__(lambda x, t: x, EDM(), "sample", null={"label": -1}, shape=(1, 8, 8))
 
     def predict(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """The posterior mean."""
@@ -60,7 +58,8 @@ def std(x: Tensor) -> Estimate:
     claim="Rescaling to the conditional prediction's standard deviation undoes the over-exposure "
     "of high scales.",
     setting="8x8 Gaussian images, exact predictions, w = 7.5; std of one prediction at phi = 1 in "
-    "x0, v and eps space (divisor 64); std of final samples of 64 Euler steps at phi = 0.7; 1000 samples",
+    "x0, v and eps space (divisor 64); std of final samples of 64 Euler steps at phi = 0.7; "
+    "1000 samples",
     expected="std of cond, CFG, rescaled in x0, v, eps: sigma 20: 0.30, 2.23, 0.30, 0.30, 2.20; "
     "sigma 1: 0.33, 1.87, 0.33, 0.58, 1.00; sigma 0.1: 0.474, 0.463, 0.474, 0.482, 0.485; final "
     "samples: CFG 0.71, x0 0.60, v 0.72, eps 0.80; only the x0 form is promised to lower it",
@@ -70,9 +69,7 @@ def images() -> Finding:
     model, generator = Images(), torch.Generator().manual_seed(0)
     measured, checks = {}, {}
     for sigma, published in PUBLISHED.items():
-        z, n = (
-            torch.randn(N, 1, 8, 8, dtype=torch.float64, generator=generator) for _ in range(2)
-        )
+        z, n = (torch.randn(N, 1, 8, 8, dtype=torch.float64, generator=generator) for _ in range(2))
         x = pattern() + math.sqrt(0.15) * z + sigma * n
         level = Level(sigma, 1.0, sigma)
         label = torch.zeros(N, dtype=torch.long)
