@@ -165,7 +165,7 @@ def draw(
     x = torch.cat(parts).clamp(-1, 1)
     judge = zoo.classifier(data)
     with torch.no_grad():
-        features = torch.cat([judge.features(p) for p in x.split(CHUNK)])
+        features = torch.cat([judge.features(p) for p in torch.split(x, CHUNK)])
         logits = judge.outputs(features)
     found = Samples(x, labels, features, logits, data, nfe, time.perf_counter() - start)
     _cache[key] = found
@@ -227,7 +227,7 @@ def _fd(features: Tensor, data: str) -> float:
 
 def _diversity(features: Tensor, labels: Tensor) -> float:
     means = []
-    for c in labels.unique():
+    for c in torch.unique(labels).tolist():
         own = features[labels == c].double()
         if len(own) < 2:  # a resampled class may hold one row, or none
             continue

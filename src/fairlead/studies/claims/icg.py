@@ -8,7 +8,7 @@ from fairlead.schedules import EDM, Level
 from fairlead.studies.claims import _exact as exact
 from fairlead.studies.claims import _images as images
 from fairlead.studies.claims._harness import Finding, claim
-from fairlead.studies.claims._verdict import above, below, difference
+from fairlead.studies.claims._verdict import Check, above, below, difference
 
 POINTS = 2000
 SIGMAS = (100.0, 10.0, 3.0, 1.0, 0.5, 0.2, 0.1)
@@ -24,8 +24,9 @@ def gap(p: GaussianMixture, sigma: float, weights: Tensor) -> float:
     noise = torch.randn(POINTS, 2, dtype=torch.float64, generator=generator)
     x = p.sample(POINTS, generator=generator) + sigma * noise
     level = Level(sigma, 1.0, sigma)
-    mean = sum(w * p.x0(x, level, c) for c, w in enumerate(weights.tolist()))
-    return (mean - p.x0(x, level)).square().sum(1).mean().sqrt().item()
+    drawn = [w * p.x0(x, level, c) for c, w in enumerate(weights.tolist())]
+    apart = torch.stack(drawn).sum(0) - p.x0(x, level)
+    return float(apart.square().sum(1).mean().sqrt())
 
 
 @claim(
@@ -44,7 +45,8 @@ def mixture() -> Finding:
     p = GaussianMixture(
         [[-1.0, 0.0], [1.0, 0.5], [0.0, 1.5]], [0.2, 0.3, 0.4], [0.5, 0.3, 0.2], [0, 1, 2]
     )
-    measured, checks = {}, {}
+    measured: dict[str, list[float]] = {}
+    checks: dict[str, Check] = {}
     for name, weights in (("p(c)", p.prior), ("uniform", torch.full((3,), 1 / 3))):
         found = [gap(p, sigma, weights) for sigma in SIGMAS]
         measured[f"distance, {name}"] = found
