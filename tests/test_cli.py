@@ -33,6 +33,7 @@ RESULT = {
     "seconds": 0.5,
     "seed": 0,
     "nfe": 8,
+    "error": None,
 }
 
 
@@ -321,13 +322,13 @@ class TestClaims:
     def _study(self, monkeypatch):
         self.recorded = []
 
-        def run(names, progress):
+        def run(names, progress, *, save, resume):
             progress("running")
-            return [{**RESULT, "name": name} for name in names or ["cfg", "apg"]]
+            results = [{**RESULT, "name": name} for name in names or ["cfg", "apg"]]
+            self.recorded += results if save else []
+            return results
 
-        monkeypatch.setattr(claims, "names", lambda: ["cfg", "apg"])
         monkeypatch.setattr(claims, "run", run)
-        monkeypatch.setattr(claims, "record", self.recorded.extend)
         monkeypatch.setattr(claims, "recorded", lambda: [RESULT])
 
     def test_list_runs_nothing(self, monkeypatch):
@@ -345,5 +346,5 @@ class TestClaims:
         assert [r["name"] for r in self.recorded] == ["cfg", "apg"]
 
     def test_errors(self):
-        refused(invoke("claims", "agp"), "did you mean 'apg'")
+        refused(invoke("claims", "agp"), "'apg'")
         refused(invoke("claims", "--list", "--record"), "nothing to --record")

@@ -71,8 +71,10 @@ class Reader:
         if isinstance(node, ast.Call):
             arguments = [self.literal(a) for a in node.args]
             for keyword in node.keywords:
-                if keyword.arg is None or keyword.arg not in signature.parameters:
-                    hint = nearest(str(keyword.arg), signature.parameters)
+                if keyword.arg is None:
+                    raise self.error("** is not allowed", keyword)
+                if keyword.arg not in signature.parameters:
+                    hint = nearest(keyword.arg, signature.parameters)
                     raise self.error(f"{name} has no parameter {keyword.arg!r}; {hint}", keyword)
                 keywords[keyword.arg] = self.literal(keyword.value)
         try:

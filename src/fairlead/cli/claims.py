@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fairlead.cli.common import Json, command, print_json, stderr
+from fairlead.cli.common import FAILED, Json, command, print_json, stderr
 
 STYLES = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
 
@@ -15,47 +15,52 @@ STYLES = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yello
 @command
 def claims(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Claims to run or list; default all.")
+        list[str] | None, typer.Argument(help="Claims, or patterns such as 'icg*'; default all.")
     ] = None,
     show: Annotated[
         bool, typer.Option("--list", help="Show the recorded results; run nothing.")
     ] = False,
     json: Json = False,
     record: Annotated[
-        bool, typer.Option("--record", help="Write the results to the recorded file.")
+        bool, typer.Option("--record", help="Write each result to the recorded file as it comes.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Skip claims recorded with the same code and weights."),
     ] = False,
 ) -> None:
     """Run the smallest honest experiment for each method's claim, and print the verdicts."""
-    from fairlead.parameters import choose
     from fairlead.studies import claims as study
 
-    if show and record:
-        raise ValueError("claims: --list runs nothing, so there is nothing to --record")
-    for name in names or ():
-        choose("claims", "names", name, study.names())
+    if show and (record or resume):
+        raise ValueError("claims: --list runs nothing, so there is nothing to --record or --resume")
+    chosen = {c.name for c in study.select(names or None)}
     if show:
-        results = [r for r in study.recorded() if not names or r["name"] in names]
+        results = [r for r in study.recorded() if r["name"] in chosen]
     else:
         say = stderr()
-        results = study.run(names or None, lambda line: say.print(Text(line), soft_wrap=True))
-        if record:
-            study.record(results)
+        results = study.run(
+            names or None,
+            lambda line: say.print(Text(line), soft_wrap=True),
+            save=record,
+            resume=resume,
+        )
     if json:
         print_json(results)
-        return
+    else:
+        _table(results)
+    if any(r["error"] for r in results):
+        raise typer.Exit(FAILED)
+
+
+def _table(results: list[dict[str, Any]]) -> None:
+    from fairlead.studies.claims import show
+
     table = Table("name", "ids", "claim", "measured", "expected", "verdict", "s", "NFE")
     for r in results:
-        cells = [_text(r[k]) for k in ("name", "ids", "claim", "measured", "expected")]
+        cells = [r["name"], ", ".join(r["ids"]), r["claim"], show(r["measured"]), r["expected"]]
         verdict = Text(r["verdict"], style=STYLES.get(r["verdict"], ""))
         table.add_row(
-            *(Text(c) for c in cells), verdict, Text(f"{r['seconds']:.1f}"), Text(_text(r["nfe"]))
+            *(Text(c) for c in cells), verdict, Text(f"{r['seconds']:.1f}"), Text(show(r["nfe"]))
         )
     Console().print(table)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_text, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -12,11 +12,22 @@ from fairlead.studies.claims._harness import (
     Claim,
     Finding,
     claim,
-    markdown,
     names,
     record,
     recorded,
     run,
+    select,
+    show,
 )
 
-__all__ = ["Claim", "Finding", "claim", "markdown", "names", "record", "recorded", "run"]
+__all__ = [
+    "Claim",
+    "Finding",
+    "claim",
+    "names",
+    "record",
+    "recorded",
+    "run",
+    "select",
+    "show",
+]

@@ -257,16 +257,3 @@ def show(value: Any) -> str:
     if value is None:
         return "nan"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """A table of results."""
-    rows = ["| claim | says | measured | expected | verdict | s |", "|---|---|---|---|---|---|"]
-    for r in results:
-        numbers = "; ".join(f"{k} {show(v)}" for k, v in r["measured"].items())
-        failed = [k for k, v in r["checks"].items() if not v]
-        said = r["verdict"] + (f" ({'; '.join(failed)})" if failed else "")
-        said = f"error: {r['error']}" if r["error"] else said
-        cells = [r["name"], r["claim"], numbers, r["expected"], said, f"{r['seconds']:.0f}"]
-        rows.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-    return "\n".join(rows) + "\n"
