@@ -6,7 +6,8 @@ import fairlead as fl
 from benchmarks.timing import Ratio, ratio
 from fairlead.condition import Condition
 from fairlead.guidance.context import Run
-from fairlead.guidance.evaluator import Evaluator, GuidedModel
+from fairlead.guidance.evaluator import Evaluator
+from fairlead.guidance.guided import GuidedModel
 from fairlead.models.dit import DiT
 
 B = 8

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fairlead.condition import Condition
 from fairlead.parameters import choose, nearest
-from fairlead.prediction import PREDICTIONS, Prediction, edm_input, to_x0
+from fairlead.prediction import PREDICTIONS, PredictionType, edm_input, to_x0
 from fairlead.schedules import Level, NoiseSchedule
 
 Null = Any
@@ -54,7 +54,7 @@ class Denoiser:
         self,
         network: Callable[..., Tensor],
         schedule: NoiseSchedule,
-        prediction: Prediction = "epsilon",
+        prediction: PredictionType = "epsilon",
         null: Mapping[str, Null] | None = None,
         *,
         shape: tuple[int, ...] | None = None,

@@ -12,17 +12,31 @@ With `x = alpha D + sigma eps` each prediction is an affine image of the clean e
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fairlead.parameters import choose
 
-Prediction = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "edm"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "edm"]
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "edm")
 
 Number = float | Tensor
+
+
+class Prediction(NamedTuple):
+    """A guided clean estimate with two ends, each `(B, ...)`.
+
+    They are the same tensor unless a guide such as CFG++ says otherwise.
+
+    Attributes:
+        denoise: The estimate that the next sample moves to.
+        renoise: The estimate whose noise is added back, and that solver histories keep.
+    """
+
+    denoise: Tensor
+    renoise: Tensor
 
 
 def to_x0(
@@ -30,7 +44,7 @@ def to_x0(
     x: Tensor,
     alpha: Number,
     sigma: Number,
-    prediction: Prediction,
+    prediction: PredictionType,
     sigma_data: float = 0.5,
 ) -> Tensor:
     """The clean estimate `D` that a network output stands for.
@@ -64,7 +78,7 @@ def from_x0(
     x: Tensor,
     alpha: Number,
     sigma: Number,
-    prediction: Prediction,
+    prediction: PredictionType,
     sigma_data: float = 0.5,
 ) -> Tensor:
     """The network output that stands for a clean estimate: inverse of `to_x0`.
@@ -89,7 +103,7 @@ def from_x0(
     return alpha * eps - sigma * x0 if prediction == "v_prediction" else eps - x0
 
 
-def direction_scale(alpha: Number, sigma: Number, prediction: Prediction) -> Number:
+def direction_scale(alpha: Number, sigma: Number, prediction: PredictionType) -> Number:
     """What a difference of two clean estimates is multiplied by in another space."""
     choose("prediction", "space", prediction, PREDICTIONS[:4])
     if prediction == "sample":

@@ -12,7 +12,8 @@ from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
-from fairlead.guidance.evaluator import Batching, Evaluator, GuidedModel
+from fairlead.guidance.evaluator import Batching, Evaluator
+from fairlead.guidance.guided import GuidedModel
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 import fairlead as fl
 from fairlead.guidance.algebra import Rule, Term
 from fairlead.guidance.branch import COND, Branch, Point, Transform
-from fairlead.guidance.evaluator import Evaluator, GuidedModel
+from fairlead.guidance.evaluator import Evaluator
+from fairlead.guidance.guided import GuidedModel
 from fairlead.testing import tiny_denoiser
 
 LABEL = {"label": [3, 5, 8]}

@@ -13,7 +13,8 @@ import fairlead as fl
 from fairlead.metrics import Estimate
 from fairlead.models import zoo
 from fairlead.models.unet import UNet
-from fairlead.studies.compare import Row, compare, front
+from fairlead.studies.compare import compare
+from fairlead.studies.comparison import Row, front
 from fairlead.studies.files import Samples, fingerprint, require_writable, to_json
 from fairlead.studies.plots import grid, pictures
 from fairlead.studies.tables import command

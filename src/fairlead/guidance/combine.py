@@ -9,7 +9,7 @@ from fairlead.denoiser import working_dtype
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.branch import Branch, Predictions
 from fairlead.guidance.context import Context, Plan, Run
-from fairlead.guidance.evaluator import finish, observed, rows_to_evaluate
+from fairlead.guidance.guided import finish, observed, rows_to_evaluate
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose, nearest
 from fairlead.schedules import Level, NoiseSchedule

@@ -5,10 +5,10 @@
 True
 """
 
+from fairlead.prediction import Prediction
 from fairlead.samplers.base import (
     SAMPLERS,
     Model,
-    Prediction,
     Sampler,
     get,
     noise_of,

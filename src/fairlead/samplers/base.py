@@ -11,27 +11,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from torch import Tensor
 
 from fairlead.parameters import check_fields
+from fairlead.prediction import Prediction
 from fairlead.schedules import Level, NoiseSchedule
 from fairlead.text import Reader
-
-
-class Prediction(NamedTuple):
-    """A guided clean estimate with two ends, each `(B, ...)`.
-
-    They are the same tensor unless a guide such as CFG++ says otherwise.
-
-    Attributes:
-        denoise: The estimate that the next sample moves to.
-        renoise: The estimate whose noise is added back, and that solver histories keep.
-    """
-
-    denoise: Tensor
-    renoise: Tensor
 
 
 class Model(Protocol):

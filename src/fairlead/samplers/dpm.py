@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from fairlead.parameters import Range, choose
+from fairlead.prediction import Prediction
 from fairlead.samplers.base import (
     Model,
-    Prediction,
     Sampler,
     ancestral,
     noise_of,

@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from fairlead.parameters import choose
-from fairlead.samplers.base import Model, Prediction, Sampler, register, transfer
+from fairlead.prediction import Prediction
+from fairlead.samplers.base import Model, Sampler, register, transfer
 from fairlead.schedules import Level
 
 

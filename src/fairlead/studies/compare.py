@@ -1,11 +1,8 @@
 """Guides side by side: the same model, seeds and classes, with quality and cost of each."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +11,15 @@ import fairlead
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.spec import guide as parse
-from fairlead.metrics.bootstrap import Estimate
 from fairlead.metrics.report import report
 from fairlead.models import zoo
 from fairlead.parameters import choose
 from fairlead.samplers.base import get as get_sampler
 from fairlead.sampling import Step, sample
+from fairlead.studies.comparison import Comparison, Row
 from fairlead.studies.files import Samples, fingerprint, require_writable, to_json, write_text
+from fairlead.studies.plots import plot_grid, plot_pareto
+from fairlead.studies.tables import markdown, write_parquet
 
 FEWEST = 6
 """Density and coverage compare each sample with its fifth neighbour."""
@@ -32,58 +31,6 @@ PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.
 
 Progress = Callable[[str, float, float], None]
 """Called with what is being done, and the network evaluations done so far and in all."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One guide's results.
-
-    Attributes:
-        guide: Its text.
-        n: Number of samples.
-        nfe: Mean network evaluations a sample.
-        seconds: Mean wall-clock seconds a sample.
-        metrics: Estimates by name; see `fairlead.metrics.report`.
-    """
-
-    guide: str
-    n: int
-    nfe: float
-    seconds: float
-    metrics: dict[str, Estimate]
-
-    def flat(self) -> dict[str, Any]:
-        """One row of a table: the ends of an interval stand in `<name>_low`, `<name>_high`."""
-        found: dict[str, Any] = {
-            "guide": self.guide,
-            "n": self.n,
-            "nfe": self.nfe,
-            "seconds": self.seconds,
-        }
-        for name, e in self.metrics.items():
-            found |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
-        return found
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` found.
-
-    Attributes:
-        settings: What all rows share: model, data, sampler, steps, n, seed, precision, weights.
-        classes: Names of the classes; sample `i` shows class `i % len(classes)`.
-        rows: One a guide, in the order given.
-        folder: Where everything lies.
-    """
-
-    settings: dict[str, Any]
-    classes: tuple[str, ...]
-    rows: list[Row]
-    folder: Path
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"settings": self.settings, "results": [asdict(r) for r in self.rows]}
 
 
 def compare(
@@ -133,9 +80,6 @@ def compare(
         >>> found = compare("digits", ["none", "cfg(2)"], "out", n=100)  # doctest: +SKIP
         >>> found.rows[1].metrics["fd"]  # doctest: +SKIP
     """
-    from fairlead.studies.plots import plot_grid, plot_pareto
-    from fairlead.studies.tables import markdown, write_parquet
-
     parsed = [parse(g) for g in guides]
     rule = get_sampler(sampler)
     texts = [str(g) for g in parsed]
@@ -253,14 +197,3 @@ def _measure(data: str, device: str | None) -> Callable[[str, dict[str, Tensor],
         )
 
     return measure
-
-
-def front(rows: Sequence[Row], cost: str = "nfe", value: str = "fd") -> list[int]:
-    """Indices of the rows that no other beats in both cost and value, cheapest first."""
-    points = [(r.flat()[cost], r.flat()[value]) for r in rows]
-    best, kept = math.inf, []
-    for i in sorted(range(len(rows)), key=lambda i: points[i]):
-        if points[i][1] < best:
-            best = points[i][1]
-            kept.append(i)
-    return kept

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fairlead.studies.compare import Comparison, Row
+from fairlead.studies.comparison import Comparison, Row, front
 
 SIDE = 64
 """Side of one image in a grid, in pixels; smaller images are enlarged by whole factors."""
@@ -96,7 +95,7 @@ def _fitted(draw: ImageDraw.ImageDraw, text: str, x: int, y: int, width: int) ->
     draw.text((x, y + 2), text, "dimgray", font)
 
 
-def plot_grid(found: "Comparison", images: Sequence[Tensor], path: Path) -> None:
+def plot_grid(found: Comparison, images: Sequence[Tensor], path: Path) -> None:
     """One block a guide, one column a class, one row a seed."""
     titles = [f"{r.guide}   ({r.nfe:g} evaluations)" for r in found.rows]
     made = grid(
@@ -124,11 +123,9 @@ def save(picture: Image.Image, path: Path) -> None:
     draft.replace(path)
 
 
-def plot_pareto(found: "Comparison", path: Path) -> None:
+def plot_pareto(found: Comparison, path: Path) -> None:
     """Fréchet distance against NFE, and accuracy against diversity, with 95 % intervals."""
     from matplotlib.figure import Figure
-
-    from fairlead.studies.compare import front
 
     figure = Figure(figsize=(11, 4.2 + 0.22 * len(found.rows)), layout="constrained")
     cost, quality = figure.subplots(1, 2)
@@ -167,7 +164,7 @@ def _point(axes: Any, i: int, x: tuple[float, Any], y: tuple[float, Any]) -> Any
     return handle
 
 
-def _ends(name: str, row: "Row") -> tuple[float, list[list[float]]]:
+def _ends(name: str, row: Row) -> tuple[float, list[list[float]]]:
     """A value, and how far its interval reaches down and up."""
     e = row.metrics[name]
     return e.value, [[max(0.0, e.value - e.low)], [max(0.0, e.high - e.value)]]

@@ -2,12 +2,9 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fairlead.metrics.bootstrap import Estimate
-
-if TYPE_CHECKING:
-    from fairlead.studies.compare import Comparison
+from fairlead.studies.comparison import Comparison
 
 COLUMNS = {
     "fd": "Fréchet distance ↓",
@@ -29,7 +26,7 @@ def interval(estimate: Estimate) -> str:
     return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
 
 
-def markdown(found: "Comparison") -> str:
+def markdown(found: Comparison) -> str:
     """The page `compare.md`."""
     s = found.settings
     shown = [c for c in SHOWN if all(c in r.metrics for r in found.rows)]
@@ -67,7 +64,7 @@ def markdown(found: "Comparison") -> str:
     return "\n".join(lines)
 
 
-def command(found: "Comparison") -> str:
+def command(found: Comparison) -> str:
     """The command line that makes, or continues, the comparison."""
     s = found.settings
     words = ["fairlead", "compare", "--model", s["model"]]
@@ -80,7 +77,7 @@ def command(found: "Comparison") -> str:
     return shlex.join([*words, "--out", str(found.folder)])
 
 
-def write_parquet(found: "Comparison", path: Path) -> None:
+def write_parquet(found: Comparison, path: Path) -> None:
     """One row a guide, with the settings in columns of their own."""
     import pyarrow as pa
     import pyarrow.parquet as pq

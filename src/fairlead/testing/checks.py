@@ -18,7 +18,8 @@ from fairlead.guidance.algebra import Guide, Rule, Term
 from fairlead.guidance.branch import Branch, Predictions, Transform
 from fairlead.guidance.combine import combine
 from fairlead.guidance.context import Context, Plan, Run
-from fairlead.guidance.evaluator import Evaluator, GuidedModel, branches
+from fairlead.guidance.evaluator import Evaluator
+from fairlead.guidance.guided import GuidedModel, branches
 from fairlead.guidance.spec import guide as parse
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.parameters import Range, ranges

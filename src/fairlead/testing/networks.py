@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fairlead.denoiser import Denoiser
 from fairlead.models.unet import UNet
-from fairlead.prediction import Prediction
+from fairlead.prediction import PredictionType
 from fairlead.schedules import EDM, NoiseSchedule
 
 
@@ -53,7 +53,7 @@ def tiny_network(seed: int = 0, dtype: torch.dtype = torch.float32) -> TinyNetwo
 
 def tiny_denoiser(
     schedule: NoiseSchedule | None = None,
-    prediction: Prediction = "sample",
+    prediction: PredictionType = "sample",
     *,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,

@@ -55,7 +55,8 @@ def test_first_order_is_cfg_with_a_weight_by_step(schedule, lam):
 
 
 def guided(d, guide, level):
-    from fairlead.guidance.evaluator import Evaluator, GuidedModel
+    from fairlead.guidance.evaluator import Evaluator
+    from fairlead.guidance.guided import GuidedModel
 
     run = fl.Run(0, range(2), 5)
     model = GuidedModel(guide, Evaluator(d, {"cond": fl.Condition(LABEL)}), run)

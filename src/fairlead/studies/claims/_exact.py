@@ -12,7 +12,8 @@ from fairlead.condition import Condition
 from fairlead.exact import GaussianMixture, GaussianPair
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
-from fairlead.guidance.evaluator import Evaluator, GuidedModel
+from fairlead.guidance.evaluator import Evaluator
+from fairlead.guidance.guided import GuidedModel
 from fairlead.metrics import Estimate, bootstrap, mean_interval
 from fairlead.samplers.base import get as get_sampler
 from fairlead.sampling import Result
