@@ -41,7 +41,6 @@ VARIANTS = [
 QUICK = [name for name in CHECKS if name != "compile"]
 ALLOWED = {
     fl.CADS(s=0.5, psi=0.5, apply_to="both"): {"strength_zero": EXPECTED["cads"]["strength_zero"]},
-    VARIANTS[-1]: {"branch_sharing": "the probe has to stand below the policy, which turns it off"},
     fl.CFG(0.0): {"nfe": "one evaluation, of null, instead of two", "branch_sharing": "no cond"},
 }
 

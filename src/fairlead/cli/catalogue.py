@@ -1,5 +1,7 @@
 """`fairlead methods` and `fairlead models`: what there is."""
 
+import re
+
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -20,8 +22,8 @@ def methods(json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    names = ("name", "ids", "kind", "domains", "NFE", "neutral")
-    table = Table(*(Column(name, no_wrap=name == "name") for name in names), "source")
+    names = ("name", "ids", "kind", "domains", "NFE", "neutral", "source")
+    table = Table(*(Column(name, no_wrap=name in ("name", "source")) for name in names))
     for row in rows:
         cells = [
             row["name"],
@@ -30,7 +32,7 @@ def methods(json: Json = False) -> None:
             ", ".join(row["domains"]),
             str(row["nfe"]),
             row["neutral"] or "-",
-            row["source"],
+            " ".join(re.findall(r"arXiv:[\w.]*\w", row["source"])) or row["source"],
         ]
         table.add_row(*(Text(c) for c in cells))
     Console().print(table)
