@@ -20,6 +20,7 @@ from fairlead.parameters import FINITE, Range, check_fields
 
 __all__ = [
     "ALL_DOMAINS",
+    "CONTINUOUS",
     "FINITE",
     "REGISTRY",
     "Context",

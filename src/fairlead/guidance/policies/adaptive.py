@@ -2,12 +2,13 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fairlead.guidance.algebra import (
+    CONTINUOUS,
     Context,
     Policy,
     Predictions,
@@ -60,6 +61,8 @@ class AdaptiveGuidance(Policy):
     Source:
         Castillo, Kohler, et al. (2023), arXiv:2312.12487.
     """
+
+    domains: ClassVar[frozenset[str]] = CONTINUOUS
 
     threshold: Annotated[float, Range(-float("inf"), float("inf"), closed="neither")] = 0.991
     guard: Annotated[float, Range(0, 1)] = 0.0
