@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import fairlead as fl
-from fairlead.guidance.algebra import REGISTRY, Pipe, Rule, Sum, inner, norm, project, register
+from fairlead.guidance.algebra import (
+    REGISTRY,
+    Pipe,
+    Rule,
+    Sum,
+    inner,
+    norm,
+    opposed,
+    project,
+    register,
+)
 from fairlead.testing import combine, pairs, tiny_denoiser
 
 a, b, c = fl.CFG(2.0), fl.PAG(1.0), fl.ICG(3.0)
@@ -66,6 +76,52 @@ def test_weight_below_a_rule_is_the_total_of_the_terms():
     guide = fl.CFG(3.0) + fl.PAG(1.0) | fl.APG(eta=1.0, r=1 / 3)
     out = fl.combine(guide, {"cond": c, "null": u, "pag": p})
     assert_close(out, torch.tensor([[1.0, 1.0]]))
+
+
+@dataclass(frozen=True)
+class Opposed(Rule):
+    """Adds nothing; keeps what it is told of the terms below."""
+
+    def apply(self, update, predictions, ctx):
+        ctx.remember(opposed(predictions.base, update, ctx))
+        return update
+
+
+def test_what_the_terms_below_push_away_from():
+    cond, null, other = (torch.tensor([[v, 1.0]]) for v in (1.0, 2.0, 4.0))
+
+    def seen(guide):
+        run = fl.Run()
+        values = {"cond": cond, "null": null, "other": other}
+        fl.combine(guide, values, run=run)
+        run.advance()
+        places = [(), (0,)]
+        return next(v for v in (run.recall((p, ""), None) for p in places) if v)
+
+    for w in (3.0, 0.5, -1.0):
+        negative, weight = seen(fl.CFG(w) | Opposed())
+        assert weight == w - 1
+        assert_close(negative, null)
+    both = fl.CFG(2.0) + fl.CFG(3.0, against="other")
+    negative, weight = seen(both | Opposed())
+    assert weight == 3.0
+    assert_close(negative, (null + 2 * other) / 3)
+    # a term beside the rule is none of its business
+    negative, weight = seen((fl.CFG(3.0, against="other") | Opposed()) + fl.CFG(2.0))
+    assert weight == 2.0
+    assert_close(negative, other)
+    negative, weight = seen(fl.CFG(0.0) + fl.CFG(2.0, against="other") | Opposed())
+    assert weight == 0.0
+    assert_close(negative, cond - ((null - cond) + (cond - other)))
+
+
+def test_rules_leave_samples_alone_whose_terms_are_off():
+    run, guide = fl.Run(), fl.CFG((2.0, 2.0)) | fl.APG(beta=0.5)
+    cond, null = torch.eye(2), torch.ones(2, 2)
+    combine(guide, cond, null, run)  # leaves momentum
+    out = combine(fl.CFG((1.0, 2.0)) | fl.APG(beta=0.5), cond, null, run)
+    assert torch.equal(out[0], cond[0])
+    assert not torch.equal(out[1], cond[1])
 
 
 def test_equal_rules_have_a_memory_each():

@@ -40,6 +40,7 @@ __all__ = [
     "inner",
     "less_one",
     "norm",
+    "opposed",
     "project",
     "register",
 ]
@@ -233,8 +234,8 @@ class Guide(ABC):
 
     @cached_property
     def linear(self) -> bool:
-        """Whether it has no rule, so that the prediction is affine in the branches."""
-        return not any(isinstance(n, Rule) for n in self.nodes())
+        """Whether the prediction is affine in the branches."""
+        return not any(isinstance(n, Rule) or not getattr(n, "affine", True) for n in self.nodes())
 
     @cached_property
     def steady(self) -> bool:
@@ -273,10 +274,12 @@ def _check_renoise(guide: Guide) -> None:
 class Term(Node, Guide):
     """A weight times the difference of two branches, `positive - negative`.
 
-    Subclasses say `strength` (0 is off) and `negative`; `positive` is the base.
+    Subclasses say `strength` (0 is off) and `negative`; `positive` is the base. `affine` says
+    whether the weighted difference is what is added, as it stands.
     """
 
     kind: ClassVar[str] = "term"
+    affine: ClassVar[bool] = True
     claims_renoise: ClassVar[bool] = False
 
     @property
@@ -435,8 +438,13 @@ class Pipe(Guide):
         if update is None or isinstance(self.right, Schedule):
             return update, weight
         ctx.place = place
-        ctx.weight = weight if isinstance(weight, float) else torch.where(weight == 0, 1.0, weight)
-        return self.right.apply(update, predictions, ctx), weight
+        if isinstance(weight, float):
+            ctx.weight = weight
+            return self.right.apply(update, predictions, ctx), weight
+        off = weight == 0
+        ctx.weight = torch.where(off, 1.0, weight)
+        # samples whose terms are off stay conditional, as they would in a batch of their own
+        return torch.where(off, update, self.right.apply(update, predictions, ctx)), weight
 
     def nodes(self) -> Iterator[Node]:
         yield from self.left.nodes()
@@ -479,6 +487,26 @@ def norm(x: Tensor) -> Tensor:
 def inner(x: Tensor, y: Tensor) -> Tensor:
     """Inner product per sample, kept as dimensions of size 1 so that it broadcasts."""
     return (x * y).sum(tuple(range(1, x.ndim)), keepdim=True)
+
+
+def opposed(base: Tensor, update: Tensor, ctx: Context) -> tuple[Tensor, Weight]:
+    """What the terms before a rule push away from, as one prediction, and their signed weight.
+
+    After one term that is its negative branch: `cfg(w)` gives the null prediction and `w - 1`.
+    After a sum it is the prediction `n` that one term of the summed weight `W` would have to
+    name, `update = W (base - n)`. Where the weights cancel, `W = 0` and `n = base - update`.
+
+    Args:
+        base: Base prediction, in the space of the update.
+        update: What the rule is given, before it changes anything.
+        ctx: The evaluation, inside the rule.
+    """
+    below = (*ctx.place, 0)
+    terms = ctx.plan.terms.items()
+    weight: Weight = sum((w for place, (w, *_) in terms if place[: len(below)] == below), 0.0)
+    if isinstance(weight, Tensor):
+        return base - update / torch.where(weight == 0, 1.0, weight), weight
+    return base - update / (weight or 1.0), weight
 
 
 def project(x: Tensor, onto: Tensor) -> Tensor:
