@@ -2,5 +2,10 @@
 
 from fairlead.guidance.rules.apg import APG
 from fairlead.guidance.rules.rescale import Rescale
+from fairlead.guidance.rules.zero_star import CFGZeroStar
 
-__all__ = ["APG", "Rescale"]
+__all__ = [
+    "APG",
+    "CFGZeroStar",
+    "Rescale",
+]
