@@ -2,10 +2,12 @@
 
 from fairlead.guidance.rules.apg import APG
 from fairlead.guidance.rules.rescale import Rescale
+from fairlead.guidance.rules.threshold import Threshold
 from fairlead.guidance.rules.zero_star import CFGZeroStar
 
 __all__ = [
     "APG",
     "CFGZeroStar",
     "Rescale",
+    "Threshold",
 ]
