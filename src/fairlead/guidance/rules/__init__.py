@@ -4,6 +4,7 @@ from fairlead.guidance.rules.apg import APG
 from fairlead.guidance.rules.magnitude import Magnitude
 from fairlead.guidance.rules.renorm import Renorm
 from fairlead.guidance.rules.rescale import Rescale
+from fairlead.guidance.rules.tangential import Tangential
 from fairlead.guidance.rules.threshold import Threshold
 from fairlead.guidance.rules.zero_star import CFGZeroStar
 
@@ -13,5 +14,6 @@ __all__ = [
     "Magnitude",
     "Renorm",
     "Rescale",
+    "Tangential",
     "Threshold",
 ]
