@@ -1,6 +1,7 @@
 """Rules: maps on the guided update, one file a method."""
 
 from fairlead.guidance.rules.apg import APG
+from fairlead.guidance.rules.frequency import Frequency
 from fairlead.guidance.rules.magnitude import Magnitude
 from fairlead.guidance.rules.renorm import Renorm
 from fairlead.guidance.rules.rescale import Rescale
@@ -11,6 +12,7 @@ from fairlead.guidance.rules.zero_star import CFGZeroStar
 __all__ = [
     "APG",
     "CFGZeroStar",
+    "Frequency",
     "Magnitude",
     "Renorm",
     "Rescale",
