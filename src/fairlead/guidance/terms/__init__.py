@@ -5,6 +5,7 @@ from fairlead.guidance.terms.cfg import CFG
 from fairlead.guidance.terms.cfgpp import CFGpp
 from fairlead.guidance.terms.icg import ICG
 from fairlead.guidance.terms.pag import PAG
+from fairlead.guidance.terms.perp_neg import PerpNeg
 from fairlead.guidance.terms.tsg import TSG
 
-__all__ = ["CFG", "ICG", "PAG", "TSG", "Autoguidance", "CFGpp"]
+__all__ = ["CFG", "ICG", "PAG", "TSG", "Autoguidance", "CFGpp", "PerpNeg"]
