@@ -13,7 +13,7 @@ demo: $(VENV)/.runtime
 	@echo "demo: samples CIFAR-10 images from the shipped model under four guides and compares them; about two minutes on 2 cores"
 	$(BIN)/fairlead compare --model cifar10 \
 		--guide none --guide "cfg(2)" --guide "cfg(4)" --guide "cfg(4) | apg(r=2.5, beta=-0.5)" \
-		-n 120 --steps 24 --sampler dpmpp_2m_sde --out demo
+		-n 160 --steps 32 --sampler dpmpp_2m_sde --out demo
 
 test: lint
 	$(TESTS)

@@ -40,14 +40,14 @@ def methods(json: Json = False) -> None:
 
 @command
 def models(json: Json = False) -> None:
-    """List the shipped models and their cards."""
+    """List the shipped models; `--json` prints their cards whole."""
     from fairlead.models import zoo
 
     cards = zoo.models()
     if json:
         print_json(cards)
         return
-    names = ("network", "parameters", "shape", "data", "measured", "note")
+    names = ("network", "parameters", "shape", "data", "measured")
     table = Table(Column("name", no_wrap=True), *names)
     for card in cards:
         measured = ", ".join(f"{k} {v:.4g}" for k, v in card.get("metrics", {}).items())
@@ -58,7 +58,6 @@ def models(json: Json = False) -> None:
             "x".join(map(str, card["shape"])),
             card["data"],
             measured,
-            card.get("note", ""),
         ]
         table.add_row(*(Text(c) for c in cells))
     Console().print(table)
