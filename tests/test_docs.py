@@ -183,3 +183,10 @@ def test_method_pages_come_from_the_registry(tmp_path):
     assert ".. autoclass:: fairlead.AdaptiveGuidance" in page
     claims = (tmp_path / "claims.inc").read_text()
     assert all(f".. _claim-{c['name']}:" in claims for c in generate.recorded())
+
+
+def test_the_site_builds_without_warnings(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-n", "-W", "-q", "docs", str(tmp_path / "html")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "html" / "methods" / "cfg.html").exists()
