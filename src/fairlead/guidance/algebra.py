@@ -7,16 +7,26 @@ asked twice, top down: `plan` says which branches are wanted with which coeffici
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fairlead.guidance.branch import COND, Branch, Predictions
 from fairlead.guidance.context import Context, Place, Weight
-from fairlead.parameters import FINITE, Range, check_fields
+from fairlead.guidance.geometry import inner, norm, opposed, project
+from fairlead.guidance.node import (
+    ALL_DOMAINS,
+    CONTINUOUS,
+    REGISTRY,
+    Node,
+    Scale,
+    less_one,
+    register,
+)
+from fairlead.parameters import FINITE, Range
 
 __all__ = [
     "ALL_DOMAINS",
@@ -44,98 +54,6 @@ __all__ = [
     "project",
     "register",
 ]
-
-CONTINUOUS = frozenset({"continuous"})
-ALL_DOMAINS = frozenset({"continuous", "logprob"})
-
-REGISTRY: dict[str, type["Node"]] = {}
-"""Every method by name."""
-
-N = TypeVar("N", bound="type[Node]")
-
-
-def register(
-    name: str, ids: tuple[str, ...] = (), *, nfe: int = 0, neutral: str | None = None
-) -> Any:
-    """Class decorator: gives a method its name in text and its row in `fairlead methods`.
-
-    Args:
-        name: Name in text, lower case.
-        ids: Ids of the papers it implements.
-        nfe: Evaluations a step that it adds to the conditional one.
-        neutral: Arguments, as text, at which it changes nothing; `None` if there are none.
-    """
-
-    def enter(cls: N) -> N:
-        if name in REGISTRY:
-            raise ValueError(f"register: {name!r} is taken by {REGISTRY[name].__name__}")
-        cls.name, cls.ids, cls.nfe, cls.neutral = name, ids, nfe, neutral
-        REGISTRY[name] = cls
-        return cls
-
-    return enter
-
-
-@dataclass(frozen=True)
-class Node:
-    """What all parts of a guide share: checked fields, a name, a text form."""
-
-    name: ClassVar[str] = ""
-    ids: ClassVar[tuple[str, ...]] = ()
-    kind: ClassVar[str] = ""
-    nfe: ClassVar[int] = 0
-    neutral: ClassVar[str | None] = None
-    domains: ClassVar[frozenset[str]] = CONTINUOUS
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value = _plain(getattr(self, f.name))
-            if f.type in (float, "float") or "float" in str(f.type):
-                value = _floats(value)
-            object.__setattr__(self, f.name, value)
-        check_fields(self)
-
-    def __str__(self) -> str:
-        given = []
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.default is MISSING:
-                given.append(_text(value))
-            elif value != f.default:
-                given.append(f"{f.name}={_text(value)}")
-        return f"{self.name}({', '.join(given)})"
-
-
-Scale = Annotated[float | tuple[float, ...], FINITE]
-"""A weight: one number, or one a sample (a tensor or list becomes a tuple)."""
-
-
-def less_one(scale: float | tuple[float, ...]) -> float | tuple[float, ...]:
-    """`w - 1`, the weight of a direction, from a guidance scale `w`."""
-    return tuple(w - 1 for w in scale) if isinstance(scale, tuple) else scale - 1
-
-
-def _plain(value: Any) -> Any:
-    """Tensors and lists as tuples of numbers, so that a node can be compared and hashed."""
-    if isinstance(value, Tensor):
-        if value.ndim > 1:
-            raise ValueError(
-                f"a weight must be a number or one a sample, got shape {tuple(value.shape)}"
-            )
-        value = value.tolist()
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _floats(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_floats(v) for v in value)
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(_text(v) for v in value)}]"
-    return repr(value)
 
 
 @dataclass(frozen=True)
@@ -476,41 +394,3 @@ class _Bound:
     def branch(self, branch: Branch, ctx: Context) -> Branch:
         ctx.place = self.place
         return self.schedule.branch(branch, ctx)
-
-
-def norm(x: Tensor) -> Tensor:
-    """L2 norm per sample, kept as dimensions of size 1 so that it broadcasts."""
-    size: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
-    return size
-
-
-def inner(x: Tensor, y: Tensor) -> Tensor:
-    """Inner product per sample, kept as dimensions of size 1 so that it broadcasts."""
-    return (x * y).sum(tuple(range(1, x.ndim)), keepdim=True)
-
-
-def opposed(base: Tensor, update: Tensor, ctx: Context) -> tuple[Tensor, Weight]:
-    """What the terms before a rule push away from, as one prediction, and their signed weight.
-
-    After one term that is its negative branch: `cfg(w)` gives the null prediction and `w - 1`.
-    After a sum it is the prediction `n` that one term of the summed weight `W` would have to
-    name, `update = W (base - n)`. Where the weights cancel, `W = 0` and `n = base - update`.
-
-    Args:
-        base: Base prediction, in the space of the update.
-        update: What the rule is given, before it changes anything.
-        ctx: The evaluation, inside the rule.
-    """
-    below = (*ctx.place, 0)
-    terms = ctx.plan.terms.items()
-    weight: Weight = sum((w for place, (w, *_) in terms if place[: len(below)] == below), 0.0)
-    if isinstance(weight, Tensor):
-        return base - update / torch.where(weight == 0, 1.0, weight), weight
-    return base - update / (weight or 1.0), weight
-
-
-def project(x: Tensor, onto: Tensor) -> Tensor:
-    """The part of `x` along `onto`, per sample; 0 where `onto` is 0."""
-    square = inner(onto, onto).clamp(min=torch.finfo(onto.dtype).tiny)
-    share: Tensor = inner(x, onto) / square
-    return onto * share

@@ -1,0 +1,44 @@
+"""Lengths and directions of predictions, per sample, over all dimensions but the first."""
+
+import torch
+from torch import Tensor
+
+from fairlead.guidance.context import Context, Weight
+
+
+def norm(x: Tensor) -> Tensor:
+    """L2 norm per sample, kept as dimensions of size 1 so that it broadcasts."""
+    size: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    return size
+
+
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """Inner product per sample, kept as dimensions of size 1 so that it broadcasts."""
+    return (x * y).sum(tuple(range(1, x.ndim)), keepdim=True)
+
+
+def opposed(base: Tensor, update: Tensor, ctx: Context) -> tuple[Tensor, Weight]:
+    """What the terms before a rule push away from, as one prediction, and their signed weight.
+
+    After one term that is its negative branch: `cfg(w)` gives the null prediction and `w - 1`.
+    After a sum it is the prediction `n` that one term of the summed weight `W` would have to
+    name, `update = W (base - n)`. Where the weights cancel, `W = 0` and `n = base - update`.
+
+    Args:
+        base: Base prediction, in the space of the update.
+        update: What the rule is given, before it changes anything.
+        ctx: The evaluation, inside the rule.
+    """
+    below = (*ctx.place, 0)
+    terms = ctx.plan.terms.items()
+    weight: Weight = sum((w for place, (w, *_) in terms if place[: len(below)] == below), 0.0)
+    if isinstance(weight, Tensor):
+        return base - update / torch.where(weight == 0, 1.0, weight), weight
+    return base - update / (weight or 1.0), weight
+
+
+def project(x: Tensor, onto: Tensor) -> Tensor:
+    """The part of `x` along `onto`, per sample; 0 where `onto` is 0."""
+    square = inner(onto, onto).clamp(min=torch.finfo(onto.dtype).tiny)
+    share: Tensor = inner(x, onto) / square
+    return onto * share
