@@ -167,3 +167,29 @@ def test_network_that_predicts_nan_is_named_and_can_be_let_go():
     with pytest.raises(FloatingPointError, match="branch 'cond' is NaN or infinite at step 0"):
         fl.sample(d, n=2, steps=2)
     assert fl.sample(d, n=2, steps=2, check=False).x.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ({}, r"conditioned on 'label', which is missing"),
+        ({"lable": 1}, r"takes no 'lable'; did you mean 'label'"),
+        ({"label": 11}, r"label must be in \[0, 9\], got 11"),
+        ({"label": -1}, r"label must be in \[0, 9\], got -1"),
+        ({"label": 1.5}, r"label must be whole numbers"),
+    ],
+)
+def test_a_condition_that_the_network_cannot_take_is_named(condition, message):
+    with pytest.raises(ValueError, match=message):
+        fl.sample(tiny_denoiser(), condition, n=2, steps=1)
+
+
+def test_null_is_a_condition_like_any_other():
+    assert fl.sample(tiny_denoiser(), {"label": 10}, n=2, steps=1).x.isfinite().all()
+
+
+def test_a_shape_that_is_not_the_models_is_refused():
+    with pytest.raises(ValueError, match="shape must end in"):
+        fl.sample(tiny_denoiser(), {"label": 1}, shape=(2, 5, 5), steps=1)
+    with pytest.raises(ValueError, match="3 values were given for a batch of 2"):
+        fl.sample(tiny_denoiser(), {"label": 1}, n=2, steps=1, guide="cfg([1, 2, 3])")

@@ -1,5 +1,6 @@
 """The denoiser: a network, its schedule and its prediction type as one function to `x0`."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -153,6 +154,53 @@ class Denoiser:
         if level.network_time is None:
             return float(self.schedule.network_time(torch.tensor(level.t)))
         return level.network_time
+
+    def check(self, condition: Condition) -> None:
+        """Refuses a condition that the network cannot take, before it is called.
+
+        Raises:
+            ValueError: A name is missing or unknown, an index is no whole number, or it is
+                outside the model's choices and is not null.
+        """
+        required, accepted = self._names()
+        unknown = [name for name in condition if accepted is not None and name not in accepted]
+        if unknown:
+            hint = nearest(unknown[0], accepted or ())
+            raise ValueError(f"condition: the model takes no {unknown[0]!r}; {hint}")
+        for name in required:
+            if name not in condition:
+                hint = f", or its null, {self.null[name]!r}" if name in self.null else ""
+                raise ValueError(
+                    f"condition: the model is conditioned on {name!r}, which is missing: give "
+                    f"condition={{{name!r}: ...}}{hint}"
+                )
+        for name, value in condition.items():
+            if name not in self.choices or (value.is_floating_point() and value.ndim > 1):
+                continue
+            if value.is_floating_point() or value.is_complex():
+                raise ValueError(f"condition: {name} must be whole numbers, got {value.dtype}")
+            top, null = self.choices[name], self.null.get(name)
+            bad = (value < 0) | (value >= top)
+            if isinstance(null, int):
+                bad &= value != null
+            if bool(bad.any()):
+                raise ValueError(
+                    f"condition: {name} must be in [0, {top - 1}], got {value[bad][0].item()}"
+                )
+
+    def _names(self) -> tuple[list[str], list[str] | None]:
+        """Names of the conditions that the network needs, and of all that it takes if known."""
+        if type(self).predict is not Denoiser.predict:
+            return [], None
+        call = self.network.forward if isinstance(self.network, nn.Module) else self.network
+        try:
+            parameters = list(inspect.signature(call).parameters.values())
+        except (TypeError, ValueError):
+            return [], None
+        if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
+            return [], None
+        named = parameters[2:]
+        return [p.name for p in named if p.default is p.empty], [p.name for p in named]
 
     def null_condition(self, condition: Condition, names: Iterable[str] | None = None) -> Condition:
         """The condition with all names, or the given ones, replaced by null.

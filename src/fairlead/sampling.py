@@ -163,6 +163,8 @@ def sample(
     size = _shape(denoiser, conditions, n, shape, x)
     device = denoiser.device or torch.device("cpu")
     conditions = {k: c.expand(size[0]).to(device) for k, c in conditions.items()}
+    for given_condition in conditions.values():
+        denoiser.check(given_condition)
     levels = denoiser.schedule.grid(steps, spacing)
     run = Run(seed, range(first, first + size[0]), steps, check=check, record=record)
     evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
@@ -208,6 +210,11 @@ def _shape(
     if shape is not None:
         if n is not None and n != shape[0]:
             raise ValueError(f"sample: n = {n} contradicts shape = {tuple(shape)}")
+        if denoiser.shape is not None and tuple(shape[1:]) != denoiser.shape:
+            raise ValueError(
+                f"sample: shape must end in {denoiser.shape}, the shape of the model's samples, "
+                f"got {tuple(shape)}"
+            )
         return tuple(shape)
     if denoiser.shape is None:
         raise ValueError("sample: this denoiser does not know the shape of a sample; give shape=")

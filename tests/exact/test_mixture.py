@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import integrate
 from torch.testing import assert_close
 
+import fairlead as fl
 from fairlead.exact import GaussianMixture
 from fairlead.schedules import EDM, VP, Level, RectifiedFlow
 
@@ -281,3 +282,10 @@ def test_bad_inputs():
         m.log_density(torch.zeros(2, 3), None, torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="restrict"):
         m.restrict(2)
+
+
+def test_independent_conditions_are_drawn_among_the_classes():
+    d = GaussianMixture([[-1.0], [1.0]], 0.1, labels=[0, 1]).denoiser(EDM())
+    out = fl.sample(d, {"label": [0, 1, 2, -1]}, guide="icg(2)", steps=4)
+    assert out.x.isfinite().all()
+    assert fl.sample(d, n=2, steps=4).x.isfinite().all()  # no condition: the marginal

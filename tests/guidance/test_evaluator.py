@@ -97,6 +97,7 @@ def test_a_rule_sees_terms_that_cancel_each_other():
         apart = (fl.CFG(weights[0]) | fl.APG()) + fl.ICG(weights[1])
         d = double()
         d.null, d.choices = {"label": 0}, {"label": 1}  # icg draws the null
+        d.check = lambda condition: None
         outs = [fl.sample(d, LABEL, guide=g, steps=2, **DOUBLE).x for g in (inside, apart)]
         assert_close(*outs, **CLOSE)
 

@@ -128,8 +128,12 @@ class ExactDenoiser(Denoiser):
             null={"label": NULL},
             shape=(distribution.dim,),
             trained=("cond", "null"),
+            choices={"label": distribution.classes},
             models=models,
         )
+
+    def check(self, condition: Condition) -> None:
+        """Nothing: the distribution checks its labels, and takes them or none."""
 
     def predict(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """The exact clean estimate; see `Distribution.x0`."""

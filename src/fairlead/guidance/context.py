@@ -249,21 +249,14 @@ class Context:
         """A weight per sample as a tensor that broadcasts against `x`.
 
         Raises:
-            ValueError: There are neither as many as samples nor as many as the run's largest
-                index needs.
+            ValueError: There are not as many as samples in the batch.
         """
-        indices = self.run.indices
-        if len(values) == self.batch:
-            chosen = list(values) if indices is None or max(indices) >= len(values) else None
-            chosen = chosen or [values[i] for i in indices or range(self.batch)]
-        elif indices is not None and max(indices) < len(values):
-            chosen = [values[i] for i in indices]
-        else:
+        if len(values) != self.batch:
             raise ValueError(
                 f"weight: {len(values)} values were given for a batch of {self.batch} samples"
             )
         like = self.x if self._like is None else self._like
         dtype = torch.float32 if like is None else working_dtype(like)
         device = None if like is None else like.device
-        weight = torch.tensor(chosen, dtype=dtype, device=device)
+        weight = torch.tensor(values, dtype=dtype, device=device)
         return weight.reshape(-1, *[1] * (self.ndim - 1))

@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from fairlead.parameters import nearest
-
 T = TypeVar("T")
 
 
@@ -32,8 +30,7 @@ def match_layers(owner: str, patterns: str | tuple[str, ...], layers: Mapping[st
         if not hits:
             known = ", ".join(layers) or "none"
             raise ValueError(
-                f"{owner}: no attention layer matches {pattern!r} (layers: {known}); "
-                f"{nearest(pattern, layers)}"
+                f"{owner}: no attention layer matches {pattern!r}; the network has: {known}"
             )
         found |= hits
     return list(found.values())

@@ -55,7 +55,6 @@ def mixture() -> Finding:
             checks[f"{name}, sigma {sigma:g}"] = abs(v - published) <= 0.05 * published + rounding
     q = exact.three_classes()
     denoiser = q.denoiser(EDM())
-    denoiser.choices = {"label": 3}
     runs = {
         guide: exact.sample(q, EDM(), guide, 64, denoiser=denoiser).x
         for guide in ("none", "icg(2.0)", "cfg(2.0)")
