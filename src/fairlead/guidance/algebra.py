@@ -250,6 +250,11 @@ class Term(Node, Guide):
             branch = schedule.branch(branch, ctx)
         return branch
 
+    def direction(self, positive: Branch, negative: Branch, predictions: Predictions) -> Tensor:
+        """What is weighted and added: a new tensor, the difference unless `affine` is false."""
+        values = predictions.values_by_branch
+        return values[positive] - values[negative]
+
     @cached_property
     def label(self) -> str:
         """Its text, made once."""
@@ -262,8 +267,7 @@ class Term(Node, Guide):
         if term is None:
             return None, 0.0
         weight, positive, negative = term
-        values = predictions.values_by_branch
-        update = values[positive] - values[negative]
+        update = self.direction(positive, negative, predictions)
         update = update.mul_(weight) if isinstance(weight, float) else update * weight
         if ctx.run.report.record:
             ctx.run.report.norm(self.label, update)

@@ -17,7 +17,6 @@ from fairlead.guidance.algebra import (
     register,
 )
 from fairlead.guidance.branch import NULL, Branch
-from fairlead.guidance.context import Weight
 
 
 @register("perp_neg", ids=("XC6",), nfe=2, neutral="0.0")
@@ -78,16 +77,7 @@ class PerpNeg(Term):
         if place in ctx.plan.terms:
             ctx.plan.look_at(ctx.plan.base)
 
-    def update(
-        self, predictions: Predictions, ctx: Context, place: Place
-    ) -> tuple[Tensor | None, Weight]:
-        term = ctx.plan.terms.get(place)
-        if term is None:
-            return None, 0.0
-        weight, null, negative = term
+    def direction(self, positive: Branch, negative: Branch, predictions: Predictions) -> Tensor:
         values = predictions.values_by_branch
-        away = values[null] - values[negative]
-        update = (away - project(away, onto=predictions.base - values[null])) * weight
-        if ctx.run.report.record:
-            ctx.run.report.norm(self.label, update)
-        return update, weight.abs() if isinstance(weight, Tensor) else abs(weight)
+        away = values[positive] - values[negative]
+        return away - project(away, onto=predictions.base - values[positive])
