@@ -104,13 +104,7 @@ class Denoiser:
 
     def level(self, t: float | Tensor, x: Tensor) -> Level:
         """Signal and noise at `t`, as numbers, or as tensors that broadcast against `x`."""
-        if not isinstance(t, Tensor) or t.ndim == 0:
-            return self.schedule.level(float(t))
-        t = t.double()
-        shape = (-1, *[1] * (x.ndim - 1))
-        dtype = working_dtype(x)
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        return Level(t, alpha.reshape(shape).to(dtype), sigma.reshape(shape).to(dtype))  # type: ignore[arg-type]
+        return level_of(self.schedule, t, x)
 
     def predict(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """The clean estimate at a level; the condition has the batch of `x`."""
@@ -266,3 +260,14 @@ class Denoiser:
 def working_dtype(x: Tensor) -> torch.dtype:
     """The dtype of combining: float64 for float64 input, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def level_of(schedule: NoiseSchedule, t: float | Tensor, like: Tensor) -> Level:
+    """Signal and noise at `t`, as numbers, or as tensors that broadcast against `like`."""
+    if not isinstance(t, Tensor) or t.ndim == 0:
+        return schedule.level(float(t))
+    t = t.double()
+    shape = (-1, *[1] * (like.ndim - 1))
+    dtype = working_dtype(like)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return Level(t, alpha.reshape(shape).to(dtype), sigma.reshape(shape).to(dtype))  # type: ignore[arg-type]

@@ -153,9 +153,7 @@ def sample(
             raise ValueError(f"sample: {name} must be a whole number of at least 1, got {value}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"sample: dtype must be torch.float32 or torch.float64, got {dtype}")
-    if "continuous" not in guide.domains:
-        culprit = next(m for m in guide.nodes() if "continuous" not in m.domains)
-        raise ValueError(f"{culprit.name}: does not serve the domain 'continuous'")
+    guide.require("continuous")
     given = {"cond": condition or {}, **(states or {})}
     if negative is not None:
         given["negative"] = negative

@@ -169,6 +169,19 @@ class Guide(ABC):
         """Domains that every part of it serves."""
         return ALL_DOMAINS.intersection(*(n.domains for n in self.nodes()))
 
+    def require(self, domain: str) -> None:
+        """Refuses a domain that a part of it does not serve.
+
+        Raises:
+            ValueError: Names the part, the domain, and those that it serves.
+        """
+        for node in self.nodes():
+            if domain not in node.domains:
+                raise ValueError(
+                    f"{node.name}: does not serve the domain {domain!r}, only "
+                    f"{', '.join(sorted(node.domains))}"
+                )
+
     def describe(self, report: Any = None) -> Any:
         """Branches, coefficients, rules and cost; with a report also the norms of a run."""
         from fairlead.guidance.describe import describe

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fairlead.denoiser import working_dtype
+from fairlead.denoiser import level_of, working_dtype
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.branch import Branch, Predictions
 from fairlead.guidance.context import Context, Plan, Run
@@ -55,12 +55,7 @@ def combine(
     """
     guide = parse(guide)
     choose("combine", "domain", domain, DOMAINS)
-    if domain not in guide.domains:
-        culprit = next(n for n in guide.nodes() if domain not in n.domains)
-        raise ValueError(
-            f"{culprit.name}: does not serve the domain {domain!r}, only "
-            f"{', '.join(sorted(culprit.domains))}"
-        )
+    guide.require(domain)
     if not predictions:
         raise ValueError("combine: predictions are empty; give at least 'cond'")
     shapes = {k: tuple(v.shape) for k, v in predictions.items()}
@@ -92,9 +87,4 @@ def combine(
 def _level(t: float | Tensor, like: Tensor, schedule: NoiseSchedule | None) -> Level:
     if schedule is None:
         raise ValueError("combine: t needs the schedule that it belongs to")
-    if not isinstance(t, Tensor) or t.ndim == 0:
-        return schedule.level(float(t))
-    shape = (-1, *[1] * (like.ndim - 1))
-    dtype = working_dtype(like)
-    alpha, sigma = schedule.alpha(t.double()), schedule.sigma(t.double())
-    return Level(t, alpha.reshape(shape).to(dtype), sigma.reshape(shape).to(dtype))  # type: ignore[arg-type]
+    return level_of(schedule, t, like)
