@@ -41,7 +41,7 @@ def scratch(monkeypatch, tmp_path):
     """A harness whose registry and record may be written to."""
     claims.names()
     monkeypatch.setattr(_harness, "CLAIMS", dict(_harness.CLAIMS))
-    monkeypatch.setattr(_harness, "RECORDED", tmp_path / "recorded.json")
+    monkeypatch.setattr(_harness, "RECORDED", tmp_path / "recorded")
     return _harness
 
 

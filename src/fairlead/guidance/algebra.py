@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fairlead.guidance.branch import COND, Branch, Predictions
-from fairlead.guidance.context import Context, Place, Weight
+from fairlead.guidance.context import Context, Place, Weight, magnitude
 from fairlead.guidance.geometry import inner, norm, opposed, project
 from fairlead.guidance.node import (
     ALL_DOMAINS,
@@ -34,6 +34,7 @@ __all__ = [
     "FINITE",
     "REGISTRY",
     "Context",
+    "Difference",
     "Gains",
     "Guide",
     "Node",
@@ -104,6 +105,9 @@ class Rule(Node):
     def apply(self, update: Tensor, predictions: Predictions, ctx: Context) -> Tensor:
         """The new update: what is added to `predictions.base`."""
 
+
+Difference = tuple[float | tuple[float, ...], Branch, Branch]
+"""A strength and the two branches whose difference it weighs."""
 
 Gains = tuple[Schedule, ...]
 """Schedules over a term, the nearest first."""
@@ -205,8 +209,9 @@ def _check_renoise(guide: Guide) -> None:
 class Term(Node, Guide):
     """A weight times the difference of two branches, `positive - negative`.
 
-    Subclasses say `strength` (0 is off) and `negative`; `positive` is the base. `affine` says
-    whether the weighted difference is what is added, as it stands.
+    Subclasses say `strength` (0 is off) and `negative`; `positive` is the base. Those that weigh
+    several differences say `differences` instead. `affine` says whether the weighted differences
+    are what is added, as they stand.
     """
 
     kind: ClassVar[str] = "term"
@@ -223,6 +228,15 @@ class Term(Node, Guide):
         return self.strength
 
     @property
+    def differences(self) -> tuple[Difference, ...]:
+        """Strength, positive and negative branch of each weighted difference that it adds."""
+        return ((self.strength, self.positive, self.negative),)
+
+    def differences_at(self, ctx: Context) -> tuple[Difference, ...]:
+        """The differences at an evaluation."""
+        return ((self.strength_at(ctx), self.positive, self.negative),)
+
+    @property
     @abstractmethod
     def negative(self) -> Branch:
         """The branch that is pushed away from."""
@@ -233,14 +247,16 @@ class Term(Node, Guide):
         return COND
 
     def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
-        weight = self.weigh(self.strength_at(ctx), ctx, gains, gain)
-        if isinstance(weight, float) and weight == 0.0:
-            return
-        positive = self.seen(self.positive, ctx, gains)
-        negative = self.seen(self.negative, ctx, gains)
-        ctx.plan.terms[place] = (weight, positive, negative)
-        ctx.plan.want(positive, weight)
-        ctx.plan.want(negative, -weight)
+        planned = []
+        for strength, positive, negative in self.differences_at(ctx):
+            weight = self.weigh(strength, ctx, gains, gain)
+            if isinstance(weight, float) and weight == 0.0:
+                continue
+            planned.append(
+                (weight, self.seen(positive, ctx, gains), self.seen(negative, ctx, gains))
+            )
+        if planned:
+            ctx.plan.enter(place, planned)
 
     @staticmethod
     def weigh(
@@ -276,15 +292,16 @@ class Term(Node, Guide):
     def update(
         self, predictions: Predictions, ctx: Context, place: Place
     ) -> tuple[Tensor | None, Weight]:
-        term = ctx.plan.terms.get(place)
-        if term is None:
-            return None, 0.0
-        weight, positive, negative = term
-        update = self.direction(positive, negative, predictions)
-        update = update.mul_(weight) if isinstance(weight, float) else update * weight
-        if ctx.run.report.record:
+        update: Tensor | None = None
+        total: Weight = 0.0
+        for weight, positive, negative in ctx.plan.terms.get(place, ()):
+            part = self.direction(positive, negative, predictions)
+            part = part.mul_(weight) if isinstance(weight, float) else part * weight
+            update = part if update is None else update.add_(part)
+            total = total + magnitude(weight)
+        if update is not None and ctx.run.report.record:
             ctx.run.report.norm(self.label, update)
-        return update, weight.abs() if isinstance(weight, Tensor) else abs(weight)
+        return update, total
 
     def nodes(self) -> Iterator[Node]:
         yield self

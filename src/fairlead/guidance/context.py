@@ -23,6 +23,14 @@ Lifetime = Literal["step", "trajectory"]
 Weight = float | Tensor
 """A number, or a tensor that broadcasts against `x`."""
 
+Planned = tuple[Weight, Branch, Branch]
+"""A weight of this evaluation and the two branches whose difference it weighs."""
+
+
+def magnitude(weight: Weight) -> Weight:
+    """The absolute value of a weight."""
+    return weight.abs() if isinstance(weight, Tensor) else abs(weight)
+
 
 class Run:
     """The memory of one sampling run; made when sampling starts, thrown away when it ends.
@@ -121,7 +129,7 @@ class Plan:
 
     Attributes:
         base: The branch that terms are added to.
-        terms: Weight and branches of each active term, by place.
+        terms: Weights and branches of the differences of each active term, by place.
         coefficients: Sum of the weights of each wanted branch, beside the base's own 1.
         read: Branches wanted whatever their coefficient: a rule looks at them.
         renoise: The branch that renoises, if not the guided prediction.
@@ -132,11 +140,18 @@ class Plan:
 
     def __init__(self, base: Branch = COND) -> None:
         self.base = base
-        self.terms: dict[Place, tuple[Weight, Branch, Branch]] = {}
+        self.terms: dict[Place, list[Planned]] = {}
         self.coefficients: dict[Branch, Weight] = {}
         self.read: set[Branch] = set()
         self.renoise: Branch | None = None
         self.policies: list[tuple[Policy, Place]] = []
+
+    def enter(self, place: Place, differences: list[Planned]) -> None:
+        """Enters what an active term adds."""
+        self.terms[place] = differences
+        for weight, positive, negative in differences:
+            self.want(positive, weight)
+            self.want(negative, -weight)
 
     def want(self, branch: Branch, coefficient: Weight) -> None:
         """Adds to the coefficient of a branch."""

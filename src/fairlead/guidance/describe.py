@@ -58,10 +58,11 @@ def describe(guide: Guide, report: Report | None = None) -> Description:
     for node in guide.nodes():
         parts.append((node.kind, str(node)))
         if isinstance(node, Term):
-            for branch, sign in ((node.positive, 1.0), (node.negative, -1.0)):
-                total[branch] = _add(total.get(branch, 0.0), sign, node.strength)
-            if node.claims_renoise:
-                reads.add(node.negative)
+            for strength, positive, negative in node.differences:
+                for branch, sign in ((positive, 1.0), (negative, -1.0)):
+                    total[branch] = _add(total.get(branch, 0.0), sign, strength)
+                if node.claims_renoise:
+                    reads.add(negative)
         elif isinstance(node, Rule):
             reads |= {COND, *node.needs}
     evaluated = [b for b, c in total.items() if b in reads or c != 0.0]

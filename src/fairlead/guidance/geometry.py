@@ -31,7 +31,9 @@ def opposed(base: Tensor, update: Tensor, ctx: Context) -> tuple[Tensor, Weight]
     """
     below = (*ctx.place, 0)
     terms = ctx.plan.terms.items()
-    weight: Weight = sum((w for place, (w, *_) in terms if place[: len(below)] == below), 0.0)
+    weight: Weight = sum(
+        (w for place, parts in terms if place[: len(below)] == below for w, *_ in parts), 0.0
+    )
     if isinstance(weight, Tensor):
         return base - update / torch.where(weight == 0, 1.0, weight), weight
     return base - update / (weight or 1.0), weight

@@ -1,6 +1,7 @@
 """A denoiser under a guide: what is planned, what is evaluated, and how it is put together."""
 
 import math
+from itertools import chain
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from fairlead.guidance.algebra import Guide, Rule, Term
 from fairlead.guidance.branch import COND, Branch, Predictions
-from fairlead.guidance.context import Context, Plan, Run, Weight
+from fairlead.guidance.context import Context, Plan, Run, Weight, magnitude
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.prediction import Prediction
 from fairlead.schedules import Level
@@ -119,9 +120,10 @@ def branches(guide: Guide) -> list[Branch]:
     found = {COND: None}
     for node in guide.nodes():
         if isinstance(node, Term):
-            found |= {node.positive: None}
-            if node.strength != 0.0 or node.claims_renoise:
-                found |= {node.negative: None}
+            for strength, positive, negative in node.differences:
+                found |= {positive: None}
+                if strength != 0.0 or node.claims_renoise:
+                    found |= {negative: None}
         elif isinstance(node, Rule):
             found |= dict.fromkeys(node.needs)
     return list(found)
@@ -173,10 +175,9 @@ def _enter_needs(branch: Branch, needed: dict[Branch, Tensor | None]) -> None:
 def _magnitudes(plan: Plan) -> dict[Branch, Weight]:
     """The sum of the absolute weights of the terms that a wanted branch is part of."""
     total: dict[Branch, Weight] = dict.fromkeys(plan.coefficients, 0.0)
-    for weight, positive, negative in plan.terms.values():
+    for weight, positive, negative in chain.from_iterable(plan.terms.values()):
         for branch in (positive, negative):
-            size = weight.abs() if isinstance(weight, Tensor) else abs(weight)
-            total[branch] = total[branch] + size
+            total[branch] = total[branch] + magnitude(weight)
     return total
 
 
@@ -193,7 +194,7 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
     values = predictions.values_by_branch
     base = predictions.base_branch
     if base not in values or not all(
-        n in values for _, _, n in ctx.plan.terms.values()
+        p in values and n in values for _, p, n in chain.from_iterable(ctx.plan.terms.values())
     ):  # linear, and a branch cancels
         own = {base: 1.0 + ctx.plan.coefficients.get(base, 0.0)}
         coefficients = {**ctx.plan.coefficients, **own}

@@ -22,7 +22,8 @@ from fairlead.parameters import nearest
 from fairlead.studies.claims._verdict import Check, verdict
 
 FOLDER = Path(__file__).parent
-RECORDED = FOLDER / "recorded.json"
+RECORDED = FOLDER / "recorded"
+"""One file a claim."""
 
 
 @dataclass(frozen=True)
@@ -212,23 +213,18 @@ def run(
 
 def recorded() -> list[dict[str, Any]]:
     """The recorded results, in the order of `names`; empty if there are none."""
-    if not RECORDED.exists():
-        return []
-    results: list[dict[str, Any]] = json.loads(RECORDED.read_text())
-    return results
+    paths = [RECORDED / f"{name}.json" for name in names()]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def record(results: Sequence[Mapping[str, Any]]) -> None:
     """Puts results among the recorded ones, in place of older ones of the same name."""
-    merged = {r["name"]: r for r in recorded()} | {r["name"]: dict(r) for r in results}
-    order = {name: i for i, name in enumerate(names())}
-    kept = sorted(
-        (r for r in merged.values() if r["name"] in order), key=lambda r: order[r["name"]]
-    )
-    whole = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
-    part = RECORDED.with_suffix(".part")
-    part.write_text(whole)
-    part.replace(RECORDED)
+    RECORDED.mkdir(exist_ok=True)
+    for result in results:
+        path = RECORDED / f"{result['name']}.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(dict(result), indent=1, ensure_ascii=False) + "\n")
+        part.replace(path)
 
 
 def plain(value: Any) -> Any:
