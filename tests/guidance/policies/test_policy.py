@@ -132,8 +132,8 @@ def test_the_base_is_never_offered_and_may_not_be_skipped():
 
 
 def test_rules_see_substitutes():
-    out, _ = step(fl.CFG(3.0) | Constant() | fl.Renorm())
-    plain = fl.combine(fl.CFG(3.0) | fl.Renorm(), {"cond": C, "null": 0 * C + 9.0})
+    out, _ = step(fl.CFG(3.0) | Constant() | fl.Threshold())
+    plain = fl.combine(fl.CFG(3.0) | fl.Threshold(), {"cond": C, "null": 0 * C + 9.0})
     assert torch.equal(out, plain)
 
 
