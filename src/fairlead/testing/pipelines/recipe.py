@@ -55,10 +55,8 @@ class Recipe:
         """
         generator = torch.Generator().manual_seed(seed)
         arguments = {**self.arguments, "generator": generator, **changes}
-        if self.knob is None:
-            result = pipe(**arguments, output="latents")
-        else:
-            result = pipe(**arguments)[0]
+        modular = self.knob is None
+        result = pipe(**arguments, output="latents") if modular else pipe(**arguments)[0]
         if not isinstance(result, Tensor):
             raise TypeError(f"{self.name}: the call gave {type(result).__name__}, not latents")
         return result

@@ -6,7 +6,7 @@ from fairlead.testing.pipelines import text
 from fairlead.testing.pipelines.recipe import Recipe, prepare
 from fairlead.testing.pipelines.unets import CALL, SMALL, ddim, picture, vae
 
-FLOW_VAE = {
+FLOW_VAE: dict[str, Any] = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
     "shift_factor": 0.06,
@@ -225,6 +225,7 @@ def transformer_recipes() -> list[Recipe]:
     call = {**CALL, **SMALL}
     image = {**call, "image": picture(), "num_inference_steps": 4, "strength": 0.6}
     pix = {**call, "use_resolution_binning": False, **SHORT}
+    large = {"height": 64, "width": 64, "max_sequence_length": 64}
     true = "true_cfg_scale"
     return [
         Recipe("sd3", sd3, {**call, **SHORT}),
@@ -240,5 +241,5 @@ def transformer_recipes() -> list[Recipe]:
         Recipe("pixart_sigma", lambda: pixart("PixArtSigmaPipeline"), pix),
         Recipe("qwen_image", qwen_image, {**call, "max_sequence_length": 64}, knob=true),
         Recipe("z_image", z_image, {**call, **SHORT}, off=0.0),
-        Recipe("lumina2", lumina2, {**CALL, "height": 64, "width": 64, "max_sequence_length": 64, "system_prompt": "Paint"}),
+        Recipe("lumina2", lumina2, {**CALL, **large, "system_prompt": "Paint"}),
     ]

@@ -64,7 +64,7 @@ def wan(*, second: bool = False) -> Any:
     """Wan 2.1, or 2.2 with a `second` network for the lower half of the noise levels."""
     from diffusers import WanPipeline
 
-    extra = {"transformer_2": wan_network(), "boundary_ratio": 0.8} if second else {}
+    extra = {"transformer_2": wan_network(), "boundary_ratio": 0.875} if second else {}
     return prepare(WanPipeline(**wan_components(), **extra))
 
 
