@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairlead.guidance.algebra import Guide, Rule, Term
-from fairlead.guidance.branch import COND, Branch, Predictions
+from fairlead.guidance.branch import COND, AttentionPerturbation, Branch, Predictions
 from fairlead.guidance.context import Context, Plan, Run, Weight, magnitude
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.prediction import Prediction
@@ -54,7 +54,13 @@ class GuidedModel:
             denoiser = self.evaluator.model(branch.model)
             self.evaluator.check(branch)
             for perturbation in branch.perturbations:
-                perturbation.modules(denoiser)
+                if isinstance(perturbation, AttentionPerturbation):
+                    perturbation.layers(denoiser)
+                else:
+                    perturbation.modules(denoiser)
+        for node in self.guide.nodes():
+            for branch, capture in node.captures:
+                capture.layers(self.evaluator.model(branch.model))
 
     def begin(self, level: Level) -> None:
         """Begins the next step, at a level."""
@@ -85,7 +91,8 @@ class GuidedModel:
         if ctx.plan.policies:
             predictions = self._under_policies(dict(wanted), ctx)
         else:
-            predictions = Predictions(ctx.plan.base, self.evaluator(wanted, ctx))
+            values = self.evaluator(wanted, ctx)
+            predictions = Predictions(ctx.plan.base, values, ctx.maps)
         self.last = finish(self.guide, predictions, ctx)
         run.stage += 1
         return self.last
@@ -99,7 +106,7 @@ class GuidedModel:
         for _, _, branch in skipped:
             wanted.pop(branch, None)
         values = self.evaluator(wanted, ctx)
-        predictions = Predictions(ctx.plan.base, values)
+        predictions = Predictions(ctx.plan.base, values, ctx.maps)
         for policy, place, branch in skipped:
             ctx.place = place
             values[branch], provenance = policy.fill(branch, predictions, ctx)
