@@ -158,4 +158,4 @@ class LabelledDenoiser(ExactDenoiser):
 
     def predict(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """The exact clean estimate under the conditions that are not null."""
-        return self.mixture.x0(x, level, condition)  # type: ignore[arg-type]
+        return self.mixture.x0(x, level, condition)

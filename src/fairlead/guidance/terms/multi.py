@@ -1,7 +1,7 @@
 """Guidance over several conditions: any weighted sum of condition states."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -66,8 +66,8 @@ class Multi(Term):
 
     domains: ClassVar[frozenset[str]] = ALL_DOMAINS
 
-    conditions: tuple[str, ...]
-    terms: tuple[Weighted, ...]
+    conditions: Sequence[str]
+    terms: Sequence[Sequence[Any]]
     origin: str = "all"
 
     def __post_init__(self) -> None:

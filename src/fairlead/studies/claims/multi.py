@@ -8,7 +8,7 @@ from fairlead.exact import LabelledMixture
 from fairlead.schedules import Level
 from fairlead.studies.claims import _labelled as labelled
 from fairlead.studies.claims._harness import Finding, claim
-from fairlead.studies.claims._verdict import equals
+from fairlead.studies.claims._verdict import Check, equals
 
 SIGMAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -54,7 +54,8 @@ def worst_error(mixture: LabelledMixture, sigma: float) -> float:
 def conjunction() -> Finding:
     """Equality to rounding in the one case; in the other each published error."""
     independent, correlated = labelled.grid(0.25, 0.3), labelled.grid(0.45, 0.3)
-    measured, checks = {}, {}
+    measured: dict[str, float] = {}
+    checks: dict[str, Check] = {}
     for sigma in (0.1, 1.0, 3.0):
         error = worst_error(independent, sigma)
         measured[f"independent, sigma {sigma:g}"] = error
