@@ -92,6 +92,7 @@ def sample(
     models: Mapping[str, Denoiser] | None = None,
     masks: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
+    reference: Tensor | None = None,
     batching: Batching = "batched",
     max_batch: int | None = None,
     callback: Callable[[Step], None] | None = None,
@@ -123,6 +124,8 @@ def sample(
         masks: Masks by name, for guides that act on a region, in [0, 1]: shaped like one sample,
             or like the batch, sizes of 1 where they do not change.
         x: Where to start, at the grid's first level, instead of noise.
+        reference: Clean samples that the guide refers to, such as the images that are edited;
+            as many as are drawn, or one for all.
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
             branch.
         max_batch: Most rows in one network call.
@@ -170,6 +173,13 @@ def sample(
         denoiser.check(given_condition)
     levels = denoiser.schedule.grid(steps, spacing)
     like = torch.empty(size, dtype=dtype, device=device)
+    if reference is not None:
+        if tuple(reference.shape) not in (size, (1, *size[1:])):
+            raise ValueError(
+                f"sample: reference must have the shape of the samples {size}, or of one, "
+                f"got {tuple(reference.shape)}"
+            )
+        reference = reference.to(device, dtype).expand(size)
     run = Run(
         seed,
         range(first, first + size[0]),
@@ -177,6 +187,7 @@ def sample(
         check=check,
         record=record,
         masks=fitted(masks or {}, like),
+        reference=reference,
     )
     evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
     model = GuidedModel(guide, evaluator, run)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairlead.denoiser import Denoiser, working_dtype
-from fairlead.guidance.branch import COND, Branch
+from fairlead.guidance.branch import COND, Branch, Capture, Maps
 from fairlead.guidance.report import Report
 from fairlead.schedules import Level
 
@@ -42,6 +42,8 @@ class Run:
         check: Whether a NaN or infinity in a prediction raises.
         record: Whether the report keeps the norm of each term at each step.
         masks: Masks by name, for guides that act on a region.
+        reference: Clean samples that a guide may refer to, such as the source of an edit,
+            `(B, ...)`.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Run:
         check: bool = True,
         record: bool = True,
         masks: Mapping[str, Tensor] | None = None,
+        reference: Tensor | None = None,
     ) -> None:
         self.seed = seed
         self.indices = None if indices is None else list(indices)
@@ -61,6 +64,7 @@ class Run:
         self.steps = steps
         self.check = check
         self.masks = dict(masks or {})
+        self.reference = reference
         self.memory: dict[str, Any] = {}
         self.report = Report(record)
         self._slots: dict[Any, tuple[int, Any, Any]] = {}
@@ -69,6 +73,10 @@ class Run:
         """Begins the next step."""
         self.step += 1
         self.stage = 0
+
+    def drop_history(self) -> None:
+        """Makes a multistep solver begin anew, where the prediction has a jump in time."""
+        self.memory.clear()
 
     def recall(self, key: Any, default: Any) -> Any:
         """A slot as the last step left it, whatever this step has written since."""
@@ -153,9 +161,10 @@ class Plan:
         read: Branches wanted whatever their coefficient: a rule looks at them.
         renoise: The branch that renoises, if not the guided prediction.
         policies: Policies and their places, outermost first.
+        captures: What is kept of the attention of branches.
     """
 
-    __slots__ = ("base", "coefficients", "policies", "read", "renoise", "terms")
+    __slots__ = ("base", "captures", "coefficients", "policies", "read", "renoise", "terms")
 
     def __init__(self, base: Branch = COND) -> None:
         self.base = base
@@ -164,6 +173,7 @@ class Plan:
         self.read: set[Branch] = set()
         self.renoise: Branch | None = None
         self.policies: list[tuple[Policy, Place]] = []
+        self.captures: dict[Branch, list[Capture]] = {}
 
     def enter(self, place: Place, differences: list[Planned]) -> None:
         """Enters what an active term adds."""
@@ -175,6 +185,13 @@ class Plan:
     def want(self, branch: Branch, coefficient: Weight) -> None:
         """Adds to the coefficient of a branch."""
         self.coefficients[branch] = self.coefficients.get(branch, 0.0) + coefficient
+
+    def capture(self, branch: Branch, capture: Capture) -> None:
+        """Keeps something of a branch's attention, for `Predictions.maps`; the branch is wanted."""
+        self.look_at(branch)
+        kept = self.captures.setdefault(branch, [])
+        if capture not in kept:
+            kept.append(capture)
 
     def look_at(self, branch: Branch) -> None:
         """Wants a branch whatever its coefficient."""
@@ -198,6 +215,9 @@ class Context:
         batch: Number of samples.
         ndim: Number of dimensions of `x`.
         conditions: Names of the conditions, where they are known.
+        maps: What was kept of the attention of branches at this evaluation.
+        evaluated: What the network predicts at this evaluation: branches and their rows, `None`
+            for all. Policies provide the rest.
     """
 
     def __init__(
@@ -222,8 +242,10 @@ class Context:
         self.ndim = ndim if x is None else x.ndim
         self.conditions: frozenset[str] = frozenset()
         self.plan = Plan()
+        self.maps: Maps = {}
         self.weight: Weight = 1.0
         self.place: Place = ()
+        self.evaluated: dict[Branch, Tensor | None] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""
