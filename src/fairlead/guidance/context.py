@@ -41,6 +41,8 @@ class Run:
         steps: Number of steps, if known.
         check: Whether a NaN or infinity in a prediction raises.
         record: Whether the report keeps the norm of each term at each step.
+        reference: Clean samples that a guide may refer to, such as the source of an edit,
+            `(B, ...)`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Run:
         *,
         check: bool = True,
         record: bool = True,
+        reference: Tensor | None = None,
     ) -> None:
         self.seed = seed
         self.indices = None if indices is None else list(indices)
@@ -58,6 +61,7 @@ class Run:
         self.stage = 0
         self.steps = steps
         self.check = check
+        self.reference = reference
         self.memory: dict[str, Any] = {}
         self.report = Report(record)
         self._slots: dict[Any, tuple[int, Any, Any]] = {}
@@ -66,6 +70,10 @@ class Run:
         """Begins the next step."""
         self.step += 1
         self.stage = 0
+
+    def drop_history(self) -> None:
+        """Makes a multistep solver begin anew, where the prediction has a jump in time."""
+        self.memory.clear()
 
     def recall(self, key: Any, default: Any) -> Any:
         """A slot as the last step left it, whatever this step has written since."""
@@ -178,6 +186,8 @@ class Context:
         place: Where the node that is being asked stands.
         batch: Number of samples.
         ndim: Number of dimensions of `x`.
+        evaluated: What the network predicts at this evaluation: branches and their rows, `None`
+            for all. Policies provide the rest.
     """
 
     def __init__(
@@ -203,6 +213,7 @@ class Context:
         self.plan = Plan()
         self.weight: Weight = 1.0
         self.place: Place = ()
+        self.evaluated: dict[Branch, Tensor | None] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""
