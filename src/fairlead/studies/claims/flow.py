@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 
-from fairlead.prediction import from_x0, to_x0
+from fairlead.prediction import PredictionType, from_x0, to_x0
 from fairlead.schedules import EDM, RectifiedFlow
 from fairlead.studies.claims import _exact as exact
 from fairlead.studies.claims._harness import Finding, claim
 from fairlead.studies.claims._verdict import Check, above, below, difference
 
+VELOCITY: PredictionType = "flow_prediction"
 SCALES = (0.0, 1.0, 2.0, 4.0)
 
 
@@ -32,7 +33,7 @@ def mixture() -> Finding:
     x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for t in (0.1, 0.5, 0.9):
         level = flow.level(t)
-        where = (x, level.alpha, level.sigma, "flow_prediction")
+        where = (x, level.alpha, level.sigma, VELOCITY)
         c, u = (model(x, t, {"label": torch.full((100,), k)}) for k in (0, -1))
         uc, uu = from_x0(c, *where), from_x0(u, *where)
         for w in SCALES:
