@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairlead.denoiser import Denoiser, working_dtype
-from fairlead.guidance.branch import COND, Branch
+from fairlead.guidance.branch import COND, Branch, Capture, Maps
 from fairlead.guidance.report import Report
 from fairlead.schedules import Level
 
@@ -142,9 +142,10 @@ class Plan:
         read: Branches wanted whatever their coefficient: a rule looks at them.
         renoise: The branch that renoises, if not the guided prediction.
         policies: Policies and their places, outermost first.
+        captures: What is kept of the attention of branches.
     """
 
-    __slots__ = ("base", "coefficients", "policies", "read", "renoise", "terms")
+    __slots__ = ("base", "captures", "coefficients", "policies", "read", "renoise", "terms")
 
     def __init__(self, base: Branch = COND) -> None:
         self.base = base
@@ -153,6 +154,7 @@ class Plan:
         self.read: set[Branch] = set()
         self.renoise: Branch | None = None
         self.policies: list[tuple[Policy, Place]] = []
+        self.captures: dict[Branch, list[Capture]] = {}
 
     def enter(self, place: Place, differences: list[Planned]) -> None:
         """Enters what an active term adds."""
@@ -164,6 +166,13 @@ class Plan:
     def want(self, branch: Branch, coefficient: Weight) -> None:
         """Adds to the coefficient of a branch."""
         self.coefficients[branch] = self.coefficients.get(branch, 0.0) + coefficient
+
+    def capture(self, branch: Branch, capture: Capture) -> None:
+        """Keeps something of a branch's attention, for `Predictions.maps`; the branch is wanted."""
+        self.look_at(branch)
+        kept = self.captures.setdefault(branch, [])
+        if capture not in kept:
+            kept.append(capture)
 
     def look_at(self, branch: Branch) -> None:
         """Wants a branch whatever its coefficient."""
@@ -186,6 +195,7 @@ class Context:
         place: Where the node that is being asked stands.
         batch: Number of samples.
         ndim: Number of dimensions of `x`.
+        maps: What was kept of the attention of branches at this evaluation.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
     """
@@ -211,6 +221,7 @@ class Context:
         self.batch = batch if x is None else x.shape[0]
         self.ndim = ndim if x is None else x.ndim
         self.plan = Plan()
+        self.maps: Maps = {}
         self.weight: Weight = 1.0
         self.place: Place = ()
         self.evaluated: dict[Branch, Tensor | None] = {}
