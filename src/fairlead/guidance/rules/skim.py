@@ -10,7 +10,7 @@ from torch import Tensor
 from fairlead.guidance.algebra import Context, Predictions, Range, Rule, opposed, register
 
 
-@register("skim", neutral="inf")
+@register("skim", ids=("SKIM",), neutral="inf")
 @dataclass(frozen=True)
 class Skim(Rule):
     r"""Lowers the scale of those values that guidance pushes outwards.

@@ -8,7 +8,7 @@ from fairlead.studies.claims._verdict import above, below, difference
 
 @claim(
     "skim",
-    ids=(),
+    ids=("SKIM",),
     claim="Skimming lets much higher scales be used without burning, and follows the condition "
     "better.",
     setting="8x8 Gaussian images, exact predictions, sigma 80 to 0.002, rho 7, 64 DDIM steps, "
