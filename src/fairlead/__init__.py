@@ -7,6 +7,7 @@ True
 """
 
 from fairlead import adapters, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead.adapters import steer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
@@ -55,6 +56,7 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "steer",
     *_policies,
     *_rules,
     *_terms,
