@@ -13,12 +13,13 @@ from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
 from fairlead.guidance.evaluator import Batching, Evaluator
-from fairlead.guidance.guided import GuidedModel
+from fairlead.guidance.guided import GuidedModel, Reward
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose
 from fairlead.samplers.base import Sampler
 from fairlead.samplers.base import get as get_sampler
+from fairlead.samplers.particles import shares
 from fairlead.schedules import Level, Spacing
 
 
@@ -53,6 +54,8 @@ class Result:
         report: Branches, provenance and norms of the terms for each evaluation.
         guide: The guide.
         level: The level of `x`: clean data, unless sampling was interrupted.
+        weights: `(n,)` weight of each sample among those under the same condition, adding up
+            to 1 there; `None` where all count the same.
     """
 
     x: Tensor
@@ -60,6 +63,7 @@ class Result:
     report: Report
     guide: Guide
     level: Level
+    weights: Tensor | None = None
 
     def describe(self) -> Any:
         """The guide's branches and cost, and the norm of each term at each step."""
@@ -89,6 +93,7 @@ def sample(
     negative: Mapping[str, Any] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
+    rewards: Mapping[str, Reward] | None = None,
     x: Tensor | None = None,
     batching: Batching = "batched",
     max_batch: int | None = None,
@@ -117,6 +122,8 @@ def sample(
         negative: Negative condition: short for `states={"negative": ...}`.
         states: Further conditions by name, for branches that ask for them.
         models: Further denoisers by name, such as `weak`.
+        rewards: Functions from clean samples `(n, ...)` to scores `(n,)`, for samplers that
+            choose among samples, such as `steering`.
         x: Where to start, at the grid's first level, instead of noise.
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
             branch.
@@ -166,8 +173,9 @@ def sample(
     levels = denoiser.schedule.grid(steps, spacing)
     run = Run(seed, range(first, first + size[0]), steps, check=check, record=record)
     evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
-    model = GuidedModel(guide, evaluator, run)
+    model = GuidedModel(guide, evaluator, run, rewards)
     model.check()
+    rule.check(model)
     if x is None:
         like = torch.empty(size, dtype=dtype, device=device)
         x = levels[0].sigma * run.normal(like, "start")
@@ -187,13 +195,16 @@ def sample(
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
-        raise Interrupted(_result(x, run, guide, reached)) from None
-    return _result(x, run, guide, reached)
+        raise Interrupted(_result(x, model, reached)) from None
+    return _result(x, model, reached)
 
 
-def _result(x: Tensor, run: Run, guide: Guide, level: Level) -> Result:
-    nfe = torch.as_tensor(run.report.nfe).expand(len(x)).cpu()
-    return Result(x, nfe, run.report, guide, level)
+def _result(x: Tensor, model: GuidedModel, level: Level) -> Result:
+    report = model.run.report
+    nfe = torch.as_tensor(report.nfe).expand(len(x)).cpu()
+    log_weights = model.carried.get("log_weights")
+    weights = None if log_weights is None else shares(log_weights, model.groups)
+    return Result(x, nfe, report, model.guide, level, weights)
 
 
 def _shape(

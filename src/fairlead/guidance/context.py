@@ -1,7 +1,7 @@
 """What a guide knows at a step (`Context`) and remembers between steps (`Run`)."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -59,6 +59,7 @@ class Run:
         self.steps = steps
         self.check = check
         self.memory: dict[str, Any] = {}
+        self.carried: dict[str, Tensor] = {}
         self.report = Report(record)
         self._slots: dict[Any, tuple[int, Any, Any]] = {}
 
@@ -107,10 +108,37 @@ class Run:
         drawn = [_mix(self.seed, index, self.step, tag, 0) % high for index in self._indices(batch)]
         return torch.tensor(drawn)
 
+    def uniform(self, key: str, count: int = 1) -> Tensor:
+        """Numbers in [0, 1), a function of seed, step and key, `(count,)` in float64."""
+        tag = zlib.crc32(key.encode())
+        drawn = [_mix(self.seed, self.step, tag, i) / 2**63 for i in range(count)]
+        return torch.tensor(drawn, dtype=torch.float64)
+
+    def take(self, index: Tensor) -> None:
+        """Makes row `i` of all that is remembered that of sample `index[i]`."""
+        self._slots = {k: (v[0], *_rows(v[1:], index)) for k, v in self._slots.items()}
+        self.memory = _rows(self.memory, index)
+        self.carried = _rows(self.carried, index)
+
     def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
         if rows is not None:
             return rows if self.indices is None else [self.indices[i] for i in rows]
         return range(batch) if self.indices is None else self.indices
+
+
+def _rows(value: Any, index: Tensor) -> Any:
+    """Every batched tensor inside with its rows picked."""
+    if isinstance(value, Tensor):
+        batched = value.ndim > 0 and len(value) == len(index)
+        return value[index.to(value.device)] if batched else value
+    if isinstance(value, dict):
+        return {k: _rows(v, index) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rows(v, index) for v in value]
+    if isinstance(value, tuple):
+        made = [_rows(v, index) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    return value
 
 
 def _mix(*key: int) -> int:
@@ -175,6 +203,7 @@ class Context:
         plan: What this evaluation wants.
         weight: Inside a rule, the total absolute weight of the terms below it; 1 where that
             is 0, so that dividing is safe.
+        log_density: Log density of `x` under a branch, `(B,)`; `None` in `fl.combine`.
         place: Where the node that is being asked stands.
         batch: Number of samples.
         ndim: Number of dimensions of `x`.
@@ -202,6 +231,7 @@ class Context:
         self.ndim = ndim if x is None else x.ndim
         self.plan = Plan()
         self.weight: Weight = 1.0
+        self.log_density: Callable[[Branch], Tensor] | None = None
         self.place: Place = ()
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:

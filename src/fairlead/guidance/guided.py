@@ -1,6 +1,8 @@
 """A denoiser under a guide: what is planned, what is evaluated, and how it is put together."""
 
 import math
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -11,8 +13,12 @@ from fairlead.guidance.algebra import Guide, Rule, Term
 from fairlead.guidance.branch import COND, Branch, Predictions
 from fairlead.guidance.context import Context, Plan, Run, Weight, magnitude
 from fairlead.guidance.evaluator import Evaluator
+from fairlead.parameters import nearest
 from fairlead.prediction import Prediction
 from fairlead.schedules import Level
+
+Reward = Callable[[Tensor], Tensor]
+"""Scores clean samples, `(B, ...)` to `(B,)`; higher is better."""
 
 
 class GuidedModel:
@@ -22,19 +28,27 @@ class GuidedModel:
         guide: The guide.
         evaluator: Predicts the branches.
         run: Memory of this run.
+        rewards: Functions that samplers score samples with, by name.
     """
 
-    def __init__(self, guide: Guide, evaluator: Evaluator, run: Run) -> None:
+    def __init__(
+        self,
+        guide: Guide,
+        evaluator: Evaluator,
+        run: Run,
+        rewards: Mapping[str, Reward] | None = None,
+    ) -> None:
         self.guide = guide
         self.evaluator = evaluator
         self.run = run
         self.schedule = evaluator.denoiser.schedule
-        self.memory: dict[str, Any] = run.memory
         self.start: Level | None = None
         self.last: Prediction | None = None
         self.ctx: Context | None = None
         self.wanted: dict[Branch, Tensor | None] | None = None
+        self.rewards = dict(rewards or {})
         self._drawn = 0
+        self._predictions: Predictions | None = None
 
     @property
     def step(self) -> int:
@@ -43,6 +57,62 @@ class GuidedModel:
     @property
     def steps(self) -> int:
         return self.run.steps
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        return self.run.memory
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        return self.run.carried
+
+    def take(self, index: Tensor) -> None:
+        self.run.take(index)
+
+    def uniform(self, key: str, count: int = 1) -> Tensor:
+        return self.run.uniform(key, count)
+
+    @cached_property
+    def groups(self) -> Tensor:
+        rows = [
+            torch.unique(v.flatten(1), dim=0, return_inverse=True)[1].cpu()
+            for condition in self.evaluator.states.values()
+            for v in (v.reshape(len(v), -1) for v in condition.values())
+        ]
+        if not rows:
+            batch = self.ctx.batch if self.ctx is not None else 1
+            return torch.zeros(batch, dtype=torch.long)
+        numbers: Tensor = torch.unique(torch.stack(rows, 1), dim=0, return_inverse=True)[1]
+        return numbers
+
+    def reward(self, name: str) -> Reward:
+        if name not in self.rewards:
+            raise ValueError(
+                f"the sampler asks for the reward {name!r}: pass "
+                f"fl.sample(rewards={{{name!r}: function}}); {nearest(name, self.rewards)}"
+            )
+        return self.rewards[name]
+
+    @property
+    def parts(self) -> list[tuple[Weight, Tensor]]:
+        predictions, ctx = self._predictions, self.ctx
+        if predictions is None or ctx is None or not self.guide.linear:
+            raise ValueError(f"{self.guide} is not affine in its branches: leave out its rules")
+        values = predictions.values_by_branch
+        return [(c, values[b]) for b, c in _affine(ctx.plan).items() if b in values]
+
+    def log_density(self, x: Tensor, level: Level) -> Tensor:
+        if not self.guide.linear:
+            raise ValueError(f"{self.guide} has no density: leave out its rules")
+        ctx = Context(x, level, self.run, self.evaluator.denoiser, start=self.start)
+        ctx.plan = Plan(self.guide.base(ctx))
+        self.guide.plan(ctx, (), 1.0, ())
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for branch, weight in _affine(ctx.plan).items():
+            if not _equals(weight, 0.0):
+                scale = weight.flatten() if isinstance(weight, Tensor) else weight
+                total = total + scale * self.evaluator.log_density(branch, ctx)
+        return total
 
     def check(self) -> None:
         """Asks for every branch that the guide can want, so that what is missing is named now.
@@ -72,6 +142,7 @@ class GuidedModel:
         run, ctx = self.run, self.ctx
         if ctx is None or ctx.batch != x.shape[0]:
             ctx = self.ctx = Context(x, level, run, self.evaluator.denoiser)
+            ctx.log_density = partial(self.evaluator.log_density, ctx=ctx)
             self.wanted = None
         ctx.move(x, level, self.start or level)
         if self.wanted is None or gain != 1.0 or not self.guide.steady:
@@ -86,6 +157,7 @@ class GuidedModel:
             predictions = self._under_policies(dict(wanted), ctx)
         else:
             predictions = Predictions(ctx.plan.base, self.evaluator(wanted, ctx))
+        self._predictions = predictions
         self.last = finish(self.guide, predictions, ctx)
         run.stage += 1
         return self.last
@@ -181,6 +253,11 @@ def _magnitudes(plan: Plan) -> dict[Branch, Weight]:
     return total
 
 
+def _affine(plan: Plan) -> dict[Branch, Weight]:
+    """The coefficient of each branch in an affine prediction, the base's own 1 included."""
+    return {**plan.coefficients, plan.base: 1.0 + plan.coefficients.get(plan.base, 0.0)}
+
+
 def _equals(weight: float | Tensor, value: float) -> bool:
     return not isinstance(weight, Tensor) and weight == value
 
@@ -196,9 +273,7 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
     if base not in values or not all(
         p in values and n in values for _, p, n in chain.from_iterable(ctx.plan.terms.values())
     ):  # linear, and a branch cancels
-        own = {base: 1.0 + ctx.plan.coefficients.get(base, 0.0)}
-        coefficients = {**ctx.plan.coefficients, **own}
-        denoise = sum_of([(c, values[b]) for b, c in coefficients.items() if b in values])
+        denoise = sum_of([(c, values[b]) for b, c in _affine(ctx.plan).items() if b in values])
     else:
         update, _ = guide.update(predictions, ctx, ())
         denoise = predictions.base if update is None else predictions.base + update
