@@ -69,7 +69,7 @@ def combine(
     plan = ctx.plan = Plan(guide.base(ctx))
     guide.plan(ctx, (), 1.0, ())
     values: dict[Branch, Tensor] = {}
-    for branch in rows_to_evaluate(guide, ctx):
+    for branch in rows_to_evaluate(ctx):
         if branch.name in predictions:
             value = predictions[branch.name]
             values[branch] = value.to(working_dtype(value))

@@ -162,9 +162,10 @@ class Plan:
         read: Branches wanted whatever their coefficient: a rule looks at them.
         renoise: The branch that renoises, if not the guided prediction.
         policies: Policies and their places, outermost first.
+        affine: Whether the prediction is affine in the branches.
     """
 
-    __slots__ = ("base", "coefficients", "policies", "read", "renoise", "terms")
+    __slots__ = ("affine", "base", "coefficients", "policies", "read", "renoise", "terms")
 
     def __init__(self, base: Branch = COND) -> None:
         self.base = base
@@ -173,6 +174,7 @@ class Plan:
         self.read: set[Branch] = set()
         self.renoise: Branch | None = None
         self.policies: list[tuple[Policy, Place]] = []
+        self.affine = True
 
     def enter(self, place: Place, differences: list[Planned]) -> None:
         """Enters what an active term adds."""

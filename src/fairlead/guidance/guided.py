@@ -96,17 +96,17 @@ class GuidedModel:
     @property
     def parts(self) -> list[tuple[Weight, Tensor]]:
         predictions, ctx = self._predictions, self.ctx
-        if predictions is None or ctx is None or not self.guide.linear:
+        if predictions is None or ctx is None or not ctx.plan.affine:
             raise ValueError(f"{self.guide} is not affine in its branches: leave out its rules")
         values = predictions.values_by_branch
         return [(c, values[b]) for b, c in _affine(ctx.plan).items() if b in values]
 
     def log_density(self, x: Tensor, level: Level) -> Tensor:
-        if not self.guide.linear:
-            raise ValueError(f"{self.guide} has no density: leave out its rules")
         ctx = Context(x, level, self.run, self.evaluator.denoiser, start=self.start)
         ctx.plan = Plan(self.guide.base(ctx))
         self.guide.plan(ctx, (), 1.0, ())
+        if not ctx.plan.affine:
+            raise ValueError(f"{self.guide} has no density: leave out its rules")
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for branch, weight in _affine(ctx.plan).items():
             if not _equals(weight, 0.0):
@@ -148,7 +148,7 @@ class GuidedModel:
         if self.wanted is None or gain != 1.0 or not self.guide.steady:
             ctx.plan = Plan(self.guide.base(ctx))
             self.guide.plan(ctx, (), gain, ())
-            wanted = rows_to_evaluate(self.guide, ctx)
+            wanted = rows_to_evaluate(ctx)
             self.wanted = wanted if gain == 1.0 else None
         else:
             wanted = self.wanted
@@ -209,7 +209,7 @@ def _asked(policy: Any, place: Any, wanted: dict[Branch, Any], ctx: Context) -> 
     return asked
 
 
-def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Tensor | None]:
+def rows_to_evaluate(ctx: Context) -> dict[Branch, Tensor | None]:
     """The branches to evaluate, each with its rows: `None` for all.
 
     A branch whose coefficients cancel is left out, also for single samples, unless a rule
@@ -218,8 +218,8 @@ def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Tensor | None]:
     base = ctx.plan.base
     needed: dict[Branch, Tensor | None] = {}
     # a rule sees single terms, so under rules only what no term weighs is left out
-    active = ctx.plan.coefficients if guide.linear else _magnitudes(ctx.plan)
-    cancels = guide.linear and _equals(active.get(base, 0.0), -1.0)
+    active = ctx.plan.coefficients if ctx.plan.affine else _magnitudes(ctx.plan)
+    cancels = ctx.plan.affine and _equals(active.get(base, 0.0), -1.0)
     if not cancels or base in ctx.plan.read:
         needed[base] = None
     for branch, coefficient in active.items():
@@ -280,7 +280,7 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
     renoise = guide.renoise(predictions, ctx, denoise) if ctx.plan.renoise else None
     if ctx.run.check:
         # the norms of the terms, where they are kept, are infected by every branch in them
-        seen = ctx.run.report.total_norm() if guide.linear else None
+        seen = ctx.run.report.total_norm() if ctx.plan.affine else None
         total = denoise.sum() if seen is None else seen
         if renoise is not None:
             total = total + renoise.sum()
