@@ -95,6 +95,7 @@ def sample(
     models: Mapping[str, Denoiser] | None = None,
     rewards: Mapping[str, Reward] | None = None,
     x: Tensor | None = None,
+    reference: Tensor | None = None,
     batching: Batching = "batched",
     max_batch: int | None = None,
     callback: Callable[[Step], None] | None = None,
@@ -125,6 +126,8 @@ def sample(
         rewards: Functions from clean samples `(n, ...)` to scores `(n,)`, for samplers that
             choose among samples, such as `steering`.
         x: Where to start, at the grid's first level, instead of noise.
+        reference: Clean samples that the guide refers to, such as the images that are edited;
+            as many as are drawn, or one for all.
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
             branch.
         max_batch: Most rows in one network call.
@@ -171,7 +174,21 @@ def sample(
     for given_condition in conditions.values():
         denoiser.check(given_condition)
     levels = denoiser.schedule.grid(steps, spacing)
-    run = Run(seed, range(first, first + size[0]), steps, check=check, record=record)
+    if reference is not None:
+        if tuple(reference.shape) not in (size, (1, *size[1:])):
+            raise ValueError(
+                f"sample: reference must have the shape of the samples {size}, or of one, "
+                f"got {tuple(reference.shape)}"
+            )
+        reference = reference.to(device, dtype).expand(size)
+    run = Run(
+        seed,
+        range(first, first + size[0]),
+        steps,
+        check=check,
+        record=record,
+        reference=reference,
+    )
     evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
     model = GuidedModel(guide, evaluator, run, rewards)
     model.check()

@@ -118,7 +118,7 @@ def test_steering_tilts_towards_the_reward_at_no_cost():
     out = steered(text, lambda x: x[:, 0], n=3000, **options)
     plain = steered("ddpm", None, n=3000, **options).x
     target = (plain * plain.exp()).sum() / plain.exp().sum()  # the chain's own tilted mean
-    assert abs(out.x.mean() - target) < 0.1  # 4 standard errors of both
+    assert abs(out.x.mean() - target) < 0.16  # 3 standard errors: 0.035 of the target, 0.04 here
     assert plain.mean() < 0 < target
     assert out.nfe.unique().tolist() == [50]
 

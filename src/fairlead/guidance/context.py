@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairlead.denoiser import Denoiser, working_dtype
-from fairlead.guidance.branch import COND, Branch
+from fairlead.guidance.branch import COND, Branch, Capture, Maps
 from fairlead.guidance.report import Report
 from fairlead.schedules import Level
 
@@ -41,6 +41,8 @@ class Run:
         steps: Number of steps, if known.
         check: Whether a NaN or infinity in a prediction raises.
         record: Whether the report keeps the norm of each term at each step.
+        reference: Clean samples that a guide may refer to, such as the source of an edit,
+            `(B, ...)`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Run:
         *,
         check: bool = True,
         record: bool = True,
+        reference: Tensor | None = None,
     ) -> None:
         self.seed = seed
         self.indices = None if indices is None else list(indices)
@@ -58,6 +61,7 @@ class Run:
         self.stage = 0
         self.steps = steps
         self.check = check
+        self.reference = reference
         self.memory: dict[str, Any] = {}
         self.carried: dict[str, Tensor] = {}
         self.report = Report(record)
@@ -67,6 +71,10 @@ class Run:
         """Begins the next step."""
         self.step += 1
         self.stage = 0
+
+    def drop_history(self) -> None:
+        """Makes a multistep solver begin anew, where the prediction has a jump in time."""
+        self.memory.clear()
 
     def recall(self, key: Any, default: Any) -> Any:
         """A slot as the last step left it, whatever this step has written since."""
@@ -163,9 +171,19 @@ class Plan:
         renoise: The branch that renoises, if not the guided prediction.
         policies: Policies and their places, outermost first.
         affine: Whether the prediction is affine in the branches.
+        captures: What is kept of the attention of branches.
     """
 
-    __slots__ = ("affine", "base", "coefficients", "policies", "read", "renoise", "terms")
+    __slots__ = (
+        "affine",
+        "base",
+        "captures",
+        "coefficients",
+        "policies",
+        "read",
+        "renoise",
+        "terms",
+    )
 
     def __init__(self, base: Branch = COND) -> None:
         self.base = base
@@ -175,6 +193,7 @@ class Plan:
         self.renoise: Branch | None = None
         self.policies: list[tuple[Policy, Place]] = []
         self.affine = True
+        self.captures: dict[Branch, list[Capture]] = {}
 
     def enter(self, place: Place, differences: list[Planned]) -> None:
         """Enters what an active term adds."""
@@ -186,6 +205,13 @@ class Plan:
     def want(self, branch: Branch, coefficient: Weight) -> None:
         """Adds to the coefficient of a branch."""
         self.coefficients[branch] = self.coefficients.get(branch, 0.0) + coefficient
+
+    def capture(self, branch: Branch, capture: Capture) -> None:
+        """Keeps something of a branch's attention, for `Predictions.maps`; the branch is wanted."""
+        self.look_at(branch)
+        kept = self.captures.setdefault(branch, [])
+        if capture not in kept:
+            kept.append(capture)
 
     def look_at(self, branch: Branch) -> None:
         """Wants a branch whatever its coefficient."""
@@ -209,6 +235,9 @@ class Context:
         place: Where the node that is being asked stands.
         batch: Number of samples.
         ndim: Number of dimensions of `x`.
+        maps: What was kept of the attention of branches at this evaluation.
+        evaluated: What the network predicts at this evaluation: branches and their rows, `None`
+            for all. Policies provide the rest.
     """
 
     def __init__(
@@ -232,9 +261,11 @@ class Context:
         self.batch = batch if x is None else x.shape[0]
         self.ndim = ndim if x is None else x.ndim
         self.plan = Plan()
+        self.maps: Maps = {}
         self.weight: Weight = 1.0
         self.log_density: Callable[[Branch], Tensor] | None = None
         self.place: Place = ()
+        self.evaluated: dict[Branch, Tensor | None] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairlead.condition import Condition, concatenate
 from fairlead.denoiser import Denoiser
-from fairlead.guidance.branch import Branch, Predictions
+from fairlead.guidance.branch import Branch, Maps, Predictions
 from fairlead.guidance.context import Context
 from fairlead.guidance.hooks import Span, perturbed
 from fairlead.parameters import nearest
@@ -81,6 +81,7 @@ class Evaluator:
         if stack is not None and wanted is stack.wanted:
             return self._again(stack, ctx)
         done: dict[Branch, Tensor] = {}
+        ctx.maps = {}
         left = dict(wanted)
         while left:
             ready = {b: r for b, r in left.items() if all(n in done for n in b.needs)}
@@ -98,9 +99,12 @@ class Evaluator:
 
     def _plain_stack(self, wanted: dict[Branch, Tensor | None], ctx: Context) -> _Stack | None:
         """The calls for these branches, if they will be the same whenever they are asked."""
-        if any(
-            rows is not None or b.transforms or b.perturbations or b.needs or b.point
-            for b, rows in wanted.items()
+        if (
+            any(
+                rows is not None or b.transforms or b.perturbations or b.needs or b.point
+                for b, rows in wanted.items()
+            )
+            or ctx.plan.captures
         ):
             return None
         models = {b.model for b in wanted}
@@ -236,7 +240,7 @@ class Evaluator:
         x = ctx.x
         assert x is not None
         if branch.point is not None:
-            x = branch.point(x, Predictions(ctx.plan.base, done), ctx)
+            x = branch.point(x, Predictions(ctx.plan.base, done, ctx.maps), ctx)
         condition = self.condition(branch, ctx)
         if rows is not None:
             x, condition = x[rows], condition.rows(rows)
@@ -252,9 +256,10 @@ class Evaluator:
         spans: list[Span] = []
         start = 0
         for request, size in zip(requests, sizes, strict=True):
-            if request.branch.perturbations:
+            captures = ctx.plan.captures.get(request.branch, ())
+            if request.branch.perturbations or captures:
                 samples = range(size) if request.rows is None else request.rows.tolist()
-                spans += [Span(start, samples, p) for p in request.branch.perturbations]
+                spans.append(Span(start, samples, request.branch, captures))
             start += size
         limit = self.max_batch or start
         if start <= limit and not spans:
@@ -268,8 +273,10 @@ class Evaluator:
             whole = first == 0 and last == start
             chunk = condition if whole else condition.rows(slice(first, last))
             level = ctx.level if whole else _rows_of(ctx.level, requests, first, last)
-            with perturbed(denoiser, local, ctx):
+            maps: Maps = {}
+            with perturbed(denoiser, local, ctx, last - first, maps):
                 parts.append(denoiser.predict(x if whole else x[first:last], level, chunk))
+            _append(ctx.maps, maps)
             ctx.run.report.calls += 1
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
         return [output] if len(requests) == 1 else list(torch.split(output, sizes))
@@ -286,6 +293,16 @@ class Evaluator:
         if fixed:
             self._stacked[key] = stacked
         return stacked
+
+
+def _append(maps: Maps, more: Maps) -> None:
+    """Adds the rows of a further chunk to what was kept."""
+    for key, layers in more.items():
+        kept = maps.setdefault(key, {})
+        for name, calls in layers.items():
+            before = kept.get(name)
+            pairs = zip(before, calls, strict=True) if before else ()
+            kept[name] = [torch.cat(pair) for pair in pairs] if before else calls
 
 
 def _rows_of(level: Level, requests: list[_Request], first: int, last: int) -> Level:
