@@ -1,7 +1,7 @@
 """What a guide knows at a step (`Context`) and remembers between steps (`Run`)."""
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -41,6 +41,7 @@ class Run:
         steps: Number of steps, if known.
         check: Whether a NaN or infinity in a prediction raises.
         record: Whether the report keeps the norm of each term at each step.
+        masks: Masks by name, for guides that act on a region.
         reference: Clean samples that a guide may refer to, such as the source of an edit,
             `(B, ...)`.
     """
@@ -53,6 +54,7 @@ class Run:
         *,
         check: bool = True,
         record: bool = True,
+        masks: Mapping[str, Tensor] | None = None,
         reference: Tensor | None = None,
     ) -> None:
         self.seed = seed
@@ -61,6 +63,7 @@ class Run:
         self.stage = 0
         self.steps = steps
         self.check = check
+        self.masks = dict(masks or {})
         self.reference = reference
         self.memory: dict[str, Any] = {}
         self.carried: dict[str, Tensor] = {}
@@ -101,13 +104,20 @@ class Run:
         Drawn in float32 on the CPU, so that it is the same on every device and dtype. `rows`
         says which samples of the batch `like` holds, where it is not all of them.
         """
+        return self._normal(like, key, self.step, count, rows)
+
+    def fixed(self, like: Tensor, key: str, rows: Sequence[int] | None = None) -> Tensor:
+        """As `normal`, but the same in every step of the run."""
+        return self._normal(like, key, -2, 0, rows)
+
+    def _normal(
+        self, like: Tensor, key: str, step: int, count: int, rows: Sequence[int] | None
+    ) -> Tensor:
         tag = zlib.crc32(key.encode())
         noise = torch.empty(like.shape, dtype=torch.float32)
         generator = torch.Generator()
         for row, index in zip(noise, self._indices(len(like), rows), strict=True):
-            row.normal_(
-                generator=generator.manual_seed(_mix(self.seed, index, self.step, tag, count))
-            )
+            row.normal_(generator=generator.manual_seed(_mix(self.seed, index, step, tag, count)))
         return noise.to(like)
 
     def integers(self, batch: int, high: int, key: str) -> Tensor:
@@ -116,11 +126,14 @@ class Run:
         drawn = [_mix(self.seed, index, self.step, tag, 0) % high for index in self._indices(batch)]
         return torch.tensor(drawn)
 
-    def uniform(self, key: str, count: int = 1) -> Tensor:
-        """Numbers in [0, 1), a function of seed, step and key, `(count,)` in float64."""
+    def uniform(self, batch: int | None, key: str) -> list[float]:
+        """Numbers in [0, 1), one a sample, or one for all of them where `batch` is `None`.
+
+        A function of seed, step and key, and of the sample where there is one each.
+        """
         tag = zlib.crc32(key.encode())
-        drawn = [_mix(self.seed, self.step, tag, i) / 2**63 for i in range(count)]
-        return torch.tensor(drawn, dtype=torch.float64)
+        indices = (-1,) if batch is None else self._indices(batch)
+        return [_mix(self.seed, i, self.step, tag, 0) / 2.0**63 for i in indices]
 
     def take(self, index: Tensor) -> None:
         """Makes row `i` of all that is remembered that of sample `index[i]`."""
@@ -235,6 +248,7 @@ class Context:
         place: Where the node that is being asked stands.
         batch: Number of samples.
         ndim: Number of dimensions of `x`.
+        conditions: Names of the conditions, where they are known.
         maps: What was kept of the attention of branches at this evaluation.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
@@ -260,6 +274,7 @@ class Context:
         self._like = like  # where there is no x: a prediction, for dtype and device
         self.batch = batch if x is None else x.shape[0]
         self.ndim = ndim if x is None else x.ndim
+        self.conditions: frozenset[str] = frozenset()
         self.plan = Plan()
         self.maps: Maps = {}
         self.weight: Weight = 1.0

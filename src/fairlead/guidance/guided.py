@@ -13,6 +13,7 @@ from fairlead.guidance.algebra import Guide, Policy, Rows, Rule, Schedule, Term
 from fairlead.guidance.branch import COND, AttentionPerturbation, Branch, Predictions
 from fairlead.guidance.context import Context, Place, Plan, Run, Weight, magnitude
 from fairlead.guidance.evaluator import Evaluator
+from fairlead.guidance.masks import require_masks
 from fairlead.parameters import nearest
 from fairlead.prediction import Prediction
 from fairlead.schedules import Level
@@ -70,7 +71,8 @@ class GuidedModel:
         self.run.take(index)
 
     def uniform(self, key: str, count: int = 1) -> Tensor:
-        return self.run.uniform(key, count)
+        drawn = [self.run.uniform(None, f"{key} {i}")[0] for i in range(count)]
+        return torch.tensor(drawn, dtype=torch.float64)
 
     @cached_property
     def groups(self) -> Tensor:
@@ -118,12 +120,16 @@ class GuidedModel:
         """Asks for every branch that the guide can want, so that what is missing is named now.
 
         Raises:
-            ValueError: A condition state, a null, a model or a layer is missing, or a schedule
-                or policy cannot serve the model or the run.
+            ValueError: A condition state, a null, a model, a layer or a mask is missing, or a
+                schedule or policy cannot serve the model or the run.
         """
+        require_masks(self.guide, self.run)
         for branch in branches(self.guide):
             denoiser = self.evaluator.model(branch.model)
-            self.evaluator.check(branch)
+            known = self.evaluator.conditions
+            condition = self.evaluator.check(branch.among(known), self.run)
+            for transform in branch.transforms:
+                transform.check(condition, denoiser)
             for perturbation in branch.perturbations:
                 if isinstance(perturbation, AttentionPerturbation):
                     perturbation.layers(denoiser)
@@ -152,6 +158,7 @@ class GuidedModel:
         if ctx is None or ctx.batch != x.shape[0]:
             ctx = self.ctx = Context(x, level, run, self.evaluator.denoiser)
             ctx.log_density = partial(self.evaluator.log_density, ctx=ctx)
+            ctx.conditions = self.evaluator.conditions
             self.wanted = None
         ctx.move(x, level, self.start or level)
         if self.wanted is None or gain != 1.0 or not self.guide.steady:
@@ -280,17 +287,19 @@ def rows_to_evaluate(ctx: Context) -> dict[Branch, Rows]:
     needed: dict[Branch, Rows] = {}
     # a rule sees single terms, so under rules only what no term weighs is left out
     active = ctx.plan.coefficients if ctx.plan.affine else _magnitudes(ctx.plan)
-    cancels = ctx.plan.affine and _equals(active.get(base, 0.0), -1.0)
+    # what cancels in a sum of several is 0 but for rounding
+    slack = 1e-12 if sum(map(len, ctx.plan.terms.values())) > 1 else 0.0
+    cancels = ctx.plan.affine and _near(active.get(base, 0.0), -1.0, slack)
     if not cancels or base in ctx.plan.read:
         needed[base] = None
     for branch, coefficient in active.items():
         if branch == base:
             continue
         read = branch in ctx.plan.read
-        if not read and _equals(coefficient, 0.0):
+        if not read and _near(coefficient, 0.0, slack):
             continue
         rows = None
-        if not read and isinstance(coefficient, Tensor) and coefficient.numel() == ctx.batch:
+        if not read and isinstance(coefficient, Tensor) and _per_sample(coefficient, ctx.batch):
             on = coefficient.flatten() != 0
             rows = None if bool(on.all()) else on.nonzero().flatten()
         needed[branch] = rows
@@ -321,6 +330,15 @@ def _affine(plan: Plan) -> dict[Branch, Weight]:
 
 def _equals(weight: float | Tensor, value: float) -> bool:
     return not isinstance(weight, Tensor) and weight == value
+
+
+def _near(weight: Weight, value: float, slack: float) -> bool:
+    return not isinstance(weight, Tensor) and abs(weight - value) <= slack
+
+
+def _per_sample(weight: Tensor, batch: int) -> bool:
+    """Whether it is one number a sample, and no mask."""
+    return weight.ndim > 0 and len(weight) == batch == weight.numel()
 
 
 def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
