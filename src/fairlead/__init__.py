@@ -6,7 +6,7 @@
 True
 """
 
-from fairlead import adapters, exact, metrics, prediction, samplers, schedules
+from fairlead import adapters, exact, metrics, nulls, prediction, samplers, schedules
 from fairlead.adapters import steer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
@@ -50,6 +50,7 @@ __all__ = [
     "guide",
     "load",
     "metrics",
+    "nulls",
     "prediction",
     "register",
     "sample",
