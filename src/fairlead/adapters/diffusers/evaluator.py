@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from fairlead.adapters.diffusers import caches, inputs
@@ -339,7 +340,7 @@ class PipelineEvaluator(Evaluator):
         output = self._forward(denoiser, group, joined, spans, ctx)
         ctx.run.report.calls += 1
         value = inputs.stacked(inputs.prediction(output))
-        return list(value.split([r.count for r in group]))
+        return list(torch.split(value, [r.count for r in group]))
 
     def _forward(
         self,

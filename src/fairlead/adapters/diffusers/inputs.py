@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,10 +48,9 @@ Arguments = dict[str, Any]
 Index = slice | Tensor
 
 
-@lru_cache(maxsize=256)
-def parameters(network_class: type) -> tuple[str, ...]:
-    """Names of the parameters of a network's forward, in order."""
-    return tuple(inspect.signature(network_class.forward).parameters)[1:]  # type: ignore[attr-defined]
+@cache
+def _parameters(network_class: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(network_class.forward).parameters)[1:]
 
 
 def original(network: nn.Module) -> nn.Module:
@@ -60,12 +59,17 @@ def original(network: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else network
 
 
+def parameters(network: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of a network's forward, in order."""
+    kind: Any = type(original(network))
+    return _parameters(kind)
+
+
 def bind(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Arguments:
     """The arguments of a call by name."""
     if not args:
         return dict(kwargs)
-    names = parameters(type(original(network)))
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**dict(zip(parameters(network), args, strict=False)), **kwargs}
 
 
 def name_of(arguments: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -73,8 +77,8 @@ def name_of(arguments: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((n for n in names if arguments.get(n) is not None), None)
 
 
-def count(arguments: Mapping[str, Any]) -> int:
-    """Number of rows of a call: those of its noisy sample.
+def sample(arguments: Mapping[str, Any]) -> Any:
+    """The noisy sample of a call: a tensor, or a list of rows.
 
     Raises:
         ValueError: No argument is known as the sample.
@@ -85,7 +89,12 @@ def count(arguments: Mapping[str, Any]) -> int:
             f"steer: the network was called with {', '.join(sorted(arguments))}, and none of them "
             f"is known as its noisy sample ({', '.join(SAMPLE)})"
         )
-    return len(arguments[name])
+    return arguments[name]
+
+
+def count(arguments: Mapping[str, Any]) -> int:
+    """Number of rows of a call: those of its noisy sample."""
+    return len(sample(arguments))
 
 
 def take(arguments: Mapping[str, Any], total: int, index: Index) -> Arguments:

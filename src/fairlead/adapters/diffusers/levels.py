@@ -114,9 +114,14 @@ class Levels:
             return self.of_sigma(self.sigma(self.index() + 1))
         scheduler = self.scheduler
         t = round(float(time.flatten()[0]) if isinstance(time, Tensor) else float(time))
-        later = [s for s in scheduler.timesteps.tolist() if s < t]
-        if later:
-            return self._of_alpha(self._alpha(round(later[0])), later[0] + 1)
+        if hasattr(scheduler, "previous_timestep"):
+            later = int(scheduler.previous_timestep(t))
+        elif getattr(scheduler, "step_index", None) is not None:  # steps that it lists
+            later = next((int(s) for s in scheduler.timesteps.tolist() if s < t), -1)
+        else:
+            later = t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        if later >= 0:
+            return self._of_alpha(self._alpha(later), later + 1)
         final = getattr(scheduler, "final_alpha_cumprod", 1.0)
         return self._of_alpha(math.sqrt(float(final)), 0.0)
 

@@ -37,12 +37,14 @@ class Recording:
         calls: Arguments of each call of the network.
         outputs: What was returned in its place, as a tensor.
         received: What the pipeline then gave to its scheduler, or `None`.
+        latents: Shape of the latents that it gave along, without the batch.
         network: The network that was called.
     """
 
     calls: list[inputs.Arguments] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     received: Tensor | None = None
+    latents: tuple[int, ...] = ()
     network: nn.Module | None = None
 
 
@@ -93,6 +95,9 @@ def record(
     def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(model_output, Tensor):
             made.received = model_output
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim > 1]
+        if tensors:
+            made.latents = tuple(tensors[0].shape[1:])
         raise Stop
 
     quiet = {**getattr(pipe, "_progress_bar_config", {}), "disable": True}
@@ -120,15 +125,13 @@ def record(
 
 def _stand_in(network: nn.Module, bound: inputs.Arguments, draws: torch.Generator) -> Any:
     """Random rows of the shape that the network would return."""
-    name = inputs.name_of(bound, inputs.SAMPLE)
-    rows = bound[name] if name else None
-    if rows is None:
-        inputs.count(bound)  # says what is missing
+    rows = inputs.sample(bound)
     sample = inputs.stacked(rows)
     shape = list(sample.shape)
     config = getattr(inputs.original(network), "config", {})
     taken, given = config.get("in_channels"), config.get("out_channels")
-    if taken and given and taken != given and taken in shape[1:]:
+    # of sequences of patches the configuration counts otherwise
+    if taken and given and taken != given and len(shape) > 3 and taken in shape[1:]:
         shape[shape.index(taken, 1)] = given
     value = torch.randn(shape, generator=draws).to(sample)
     return inputs.like(value, rows)
@@ -142,7 +145,7 @@ def untouched(arguments: Mapping[str, Any]) -> Iterator[None]:
         for one in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(one, torch.Generator):
                 generators.append((one, one.get_state()))
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):
         try:
             yield
@@ -193,7 +196,7 @@ def _form(on: Recording, names: tuple[str, ...], kind: str, batch: int) -> Form:
     """Where the pipeline's own formula starts, from what it made of random branches."""
     if on.received is None or len(names) != 2:
         return "null"
-    values = list(on.outputs[0].split(batch)) if kind == "rows" else on.outputs
+    values = list(torch.split(on.outputs[0], batch)) if kind == "rows" else on.outputs
     by_name = dict(zip(names, values, strict=True))
     c, u = (_matched(by_name[n], on.received) for n in ("cond", "null"))
     if c is None or u is None:

@@ -38,7 +38,7 @@ class Setting:
         guide: The guide.
         layout: Which rows or calls are which branch.
         reading: How the pipeline reads a prediction.
-        latents: Shape of what the scheduler is given, without the batch; empty if unknown.
+        latents: Shape of the latents, without the batch; empty if unknown.
         recorded: Leaves of the branches that the pipeline calls for one by one.
         states: Leaves of further prompts.
         models: Further networks.
@@ -230,14 +230,10 @@ class Session:
 
     def _x(self, arguments: inputs.Arguments, scale: Scale) -> Tensor:
         """The noisy sample that a network was given, with the noise level of `scale`."""
-        x = self._latents(inputs.stacked(arguments[self._sample_name(arguments)]))
+        x = self._latents(inputs.stacked(inputs.sample(arguments)))
         if x.dtype not in (torch.float32, torch.float64):
             x = x.float()
         return x if scale.factor == 1.0 else x * scale.factor
-
-    @staticmethod
-    def _sample_name(arguments: inputs.Arguments) -> str:
-        return inputs.name_of(arguments, inputs.SAMPLE) or ""
 
     def _latents(self, value: Tensor) -> Tensor:
         """The part of a tensor that holds latents, without further channels."""
@@ -251,11 +247,10 @@ class Session:
     def _moved(self, x: Tensor, arguments: inputs.Arguments) -> dict[str, Any]:
         """The sample of a branch that is evaluated elsewhere."""
         assert self.scale is not None
-        name = self._sample_name(arguments)
-        given = inputs.stacked(arguments[name])
-        made = given.clone()
+        given = inputs.sample(arguments)
+        made = inputs.stacked(given).clone()
         self._latents(made).copy_(x / self.scale.factor)
-        return {name: inputs.like(made, arguments[name])}
+        return {inputs.name_of(arguments, inputs.SAMPLE) or "": inputs.like(made, given)}
 
     def _convert(self, value: Tensor, x: Tensor, branch: Branch, ctx: Context) -> Tensor:
         """A network's output at `x` as a prediction of our kind."""
@@ -292,7 +287,7 @@ class Session:
         if self.guide.steady:
             self._hasten(plain, native)
         made, norm = plain(values[COND], values[NULL])
-        if norm is not None:
+        if norm is not None and plain.label is not None:
             self.report.norm(plain.label, norm)
         self._dtype = made.dtype
         return made
@@ -302,9 +297,9 @@ class Session:
         if plan.base != COND or len(plan.terms) != 1 or wanted != {COND: None, NULL: None}:
             return None
         planned = next(iter(plan.terms.values()))
-        if len(planned) != 1 or isinstance(planned[0][0], Tensor):
-            return None
         weight, positive, negative = planned[0]
+        if len(planned) != 1 or isinstance(weight, Tensor):
+            return None
         term = next((n for n in self.guide.nodes() if isinstance(n, CFG)), None)
         if positive != COND or negative != NULL or term is None:
             return None
@@ -325,16 +320,13 @@ class Session:
         slots = self.layout.slots
         if set(slots) != {"cond", "null"} or self.setting.batching == "batched":
             return
-        if not isinstance(self._sample_of(native), Tensor):
+        if not isinstance(inputs.sample(native.bound), Tensor):
             return
         if self.layout.kind == "rows":
             if self.setting.batching == "auto":
                 self.fast = self._fast_rows(plain, native)
         elif not caches.enabled(native.network):
             self.fast = self._fast_calls(plain, native)
-
-    def _sample_of(self, native: Native) -> Any:
-        return native.bound[self._sample_name(native.bound)]
 
     def _fast_rows(self, plain: "_Plain", native: Native) -> Callable[..., Any]:
         null_first = self.layout.slots[0] == "null"
@@ -356,7 +348,7 @@ class Session:
         other = inputs.put(native.bound, self.setting.recorded[second])
         changes = {name: other[name] for name in changed}
         note = self._noting(native)
-        known = parameters_of(native)
+        known = inputs.parameters(native.network)
 
         def fast(inner: inputs.Inner, args: Any, kwargs: Any) -> Any:
             output = inner(*args, **kwargs)
@@ -439,7 +431,7 @@ class Session:
         parts = len(self.layout.slots) if self.layout.kind == "rows" else 1
         value = torch.cat([guided] * parts) if parts > 1 else guided
         if output is None:
-            return (inputs.like(value, self._sample_of(native)),)
+            return (inputs.like(value, inputs.sample(native.bound)),)
         return inputs.replaced(output, inputs.like(value, inputs.prediction(output)))
 
 
@@ -477,8 +469,3 @@ class _Plain:
             return made, None
         counted = d if self.channels is None else d[:, : self.channels]
         return made, torch.linalg.vector_norm(counted) * self.size
-
-
-def parameters_of(native: Native) -> tuple[str, ...]:
-    """Names of the parameters of a native call's network."""
-    return inputs.parameters(type(inputs.original(native.network)))

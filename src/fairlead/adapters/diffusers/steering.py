@@ -201,8 +201,7 @@ class Steering:
             recordings["off"] = self._record(networks, off)
             recordings["on"] = self._record(networks, on) if null else recordings["off"]
             reading = probe.reading(recordings["off"])
-            received = recordings["off"].received
-            shape = tuple(received.shape[1:]) if received is not None else ()
+            shape = recordings["off"].latents
             layout = self._given or (
                 probe.layout(self.pipe, recordings["on"], recordings["off"]) if null else SINGLE
             )
@@ -267,7 +266,7 @@ class Steering:
 def _ahead(layout: Layout, calls: list[inputs.Arguments]) -> dict[str, Mapping[str, Any]]:
     """What tells the later calls of a step from the first."""
     first = calls[0]
-    recorded = {}
+    recorded: dict[str, Mapping[str, Any]] = {}
     for slot, call in zip(layout.slots, calls, strict=True):
         paths = inputs.differing(first, call, exact=True)
         moved = [p for p in paths if p in inputs.SAMPLE]
