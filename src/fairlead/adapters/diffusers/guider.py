@@ -16,7 +16,7 @@ from fairlead.adapters.diffusers.patch import called
 from fairlead.adapters.diffusers.probe import Reading
 from fairlead.adapters.diffusers.report import SteeringReport
 from fairlead.adapters.diffusers.session import Session, Setting
-from fairlead.guidance.algebra import Policy
+from fairlead.guidance.algebra import Rule, Schedule
 from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
@@ -162,17 +162,13 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
                     "pipeline prepares cond and null alone, where null is its negative prompt; "
                     "use fl.steer(prompts=...) with a classic pipeline"
                 )
-        simple = guide.linear and guide.steady
-        if scheduler is None and not simple:
-            asks = next(
-                (n for n in guide.nodes() if n.kind != "term" or not getattr(n, "affine", True)),
-                guide,
-            )
-            what = "remembers predictions" if isinstance(asks, Policy) else "depends on noise levels"
-            raise ValueError(
-                f"as_guider: {asks} {what}, which the scheduler tells: fl.as_guider(guide, pipe), "
-                "or guider.scheduler = pipe.scheduler"
-            )
+        if scheduler is None:
+            for node in guide.nodes():
+                if isinstance(node, (Rule, Schedule)) or not getattr(node, "affine", True):
+                    raise ValueError(
+                        f"as_guider: {node} needs the noise level, which the scheduler tells: give "
+                        "fl.as_guider(guide, pipe), or set guider.scheduler = pipe"
+                    )
         name = type(inputs.original(network)).__name__
         setting = Setting(
             SimpleNamespace(scheduler=STATELESS if scheduler is None else scheduler),
