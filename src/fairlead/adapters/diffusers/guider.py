@@ -100,7 +100,9 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[Any]:
         return self._batches(lambda i, name: self._prepare_batch(data, i, name), data)
 
-    def prepare_inputs_from_block_state(self, data: Any, input_fields: Mapping[str, Any]) -> list[Any]:
+    def prepare_inputs_from_block_state(
+        self, data: Any, input_fields: Mapping[str, Any]
+    ) -> list[Any]:
         return self._batches(
             lambda i, name: self._prepare_batch_from_block_state(input_fields, data, i, name),
             input_fields,
