@@ -149,7 +149,7 @@ def _filled(text: str, scale: float | None) -> str:
         return text
     if SLOT not in text:
         raise ValueError(
-            f"compare: scales are given, and {text!r} has no {SLOT} to put them, such as cfg({SLOT})"
+            f"compare: scales are given, and {text!r} has no place for them, such as cfg({SLOT})"
         )
     return text.replace(SLOT, repr(float(scale)))
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -50,7 +50,7 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
         models: Further networks by name.
     """
 
-    _input_predictions = ("pred_cond", "pred_uncond")
+    _input_predictions: ClassVar[list[str]] = ["pred_cond", "pred_uncond"]
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -61,10 +61,14 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
         check: bool = True,
         record: bool = True,
     ) -> None:
-        self._input_predictions = list(type(self)._input_predictions)
         super().__init__()
         self.guide = parse(guide)
-        self.options = {"batching": batching, "seed": seed, "check": check, "record": record}
+        self.options: dict[str, Any] = {
+            "batching": batching,
+            "seed": seed,
+            "check": check,
+            "record": record,
+        }
         self.scheduler: Any = None
         self.models: Mapping[str, nn.Module] = {}
         self._session: Session | None = None

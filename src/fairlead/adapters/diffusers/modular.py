@@ -61,7 +61,7 @@ def as_guider(
     parsed = parse(guide)
     parsed.require("continuous")
     choose("as_guider", "batching", batching, ("auto", "batched", "sequential"))
-    made = FairleadGuider(str(parsed), batching, seed, check, record)
+    made: FairleadGuider = FairleadGuider(str(parsed), batching, seed, check, record)
     made.scheduler = scheduler
     made.models = dict(models or {})
     return made
