@@ -7,7 +7,7 @@ True
 """
 
 from fairlead import adapters, exact, metrics, nulls, prediction, samplers, schedules
-from fairlead.adapters import steer
+from fairlead.adapters import as_guider, steer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
@@ -45,6 +45,7 @@ __all__ = [
     "Term",
     "TextError",
     "adapters",
+    "as_guider",
     "combine",
     "exact",
     "guide",

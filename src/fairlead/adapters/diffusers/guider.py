@@ -11,6 +11,7 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import nn
 
 from fairlead.adapters.diffusers import inputs
+from fairlead.adapters.diffusers.evaluator import Native
 from fairlead.adapters.diffusers.layouts import Layout
 from fairlead.adapters.diffusers.patch import called
 from fairlead.adapters.diffusers.probe import Reading
@@ -31,12 +32,33 @@ STATELESS = SimpleNamespace(config={})
 """Stands in for a scheduler that was not given: it tells no noise level."""
 
 
+class GuiderSession(Session):
+    """A session that may begin in the middle of a run, where another network takes over.
+
+    Args:
+        setting: See `Session`.
+        report: The log to write.
+        step: The step it begins with.
+    """
+
+    def __init__(self, setting: Setting, report: Report, step: int) -> None:
+        super().__init__(setting, report)
+        self.first = step
+
+    def _start(self, native: Native) -> None:
+        super()._start(native)
+        assert self.model is not None
+        self.model.run.step = self.first - 1
+        self.model.run.steps += self.first
+
+
 class FairleadGuider(BaseGuidance):  # type: ignore[misc]
     """A guide as the guider of a modular pipeline; made by `fl.as_guider`.
 
     The pipeline calls its network once a branch, the condition first. The first call of a step
     evaluates all that the guide wants and returns the guided prediction; the second returns it
-    again. The configuration is the guide's text and the options, and is saved with the pipeline.
+    again. The configuration is the guide's text and the options; `save_pretrained` writes it, and
+    `from_pretrained` reads it.
 
     Args:
         guide: Text of the guide.
@@ -114,7 +136,12 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
 
     def _batches(self, batch: Callable[[int, str], Any], names: Mapping[str, Any]) -> list[Any]:
         made = [batch(i, self._input_predictions[i]) for i in range(self.num_conditions)]
-        self._fields = [{n: getattr(b, n) for n in names if hasattr(b, n)} for b in made]
+        fields = [{n: getattr(b, n) for n in names if hasattr(b, n)} for b in made]
+        if self._session is not None and self._fields and self._enabled:
+            before, now = self._fields[1], fields[1]
+            if any(now[n] is not before.get(n) for n in now):
+                self._session.fast = None  # it knows the inputs of its first step alone
+        self._fields = fields
         return made
 
     def prepare_models(self, denoiser: nn.Module) -> None:
@@ -188,18 +215,20 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
             **self.options,
         )
         self._recorded = dict(setting.recorded)  # type: ignore[arg-type]
-        return Session(setting, self._log)
+        return GuiderSession(setting, self._log, self._step)
 
     def _ahead(self, bound: inputs.Arguments) -> dict[str, Any]:
         """What the null branch will be given where the condition's differs, by leaf."""
         cond, null = self._fields
-        found = inputs.leaves(bound)
-        made = self._recorded.get("null", {})
+        cond = {n: v for n, v in cond.items() if not inputs.same(v, null.get(n), exact=True)}
+        made = self._recorded.setdefault("null", {})
         made.clear()
-        for name in cond:
-            paths = [p for p in found if p.rpartition(".")[2] == name]
-            for path in paths:
-                made[path] = _like(null.get(name), found[path])
+        for path, value in inputs.leaves(bound).items():
+            name = path.rpartition(".")[2]
+            if name not in cond or not _equal(value, cond[name]):
+                name = next((n for n in cond if _equal(value, cond[n])), "")
+            if name:
+                made[path] = _like(null[name], value)
         return made
 
     def _compare(self, bound: inputs.Arguments) -> None:
@@ -207,14 +236,21 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
         if len(self._log.entries) > 1:
             return
         paths = inputs.differing(self._first, bound)
-        told = {*self._recorded["null"], *inputs.STEPWISE}
-        other = [p for p in paths if p not in told and p.partition(".")[0] not in told]
+        told = self._recorded["null"]
+        other = [p for p in paths if p not in told and p.partition(".")[0] not in inputs.STEPWISE]
         if other:
             raise ValueError(
                 f"as_guider: the pipeline gives its branches different {other[0]}, and did not "
                 f"hand that to the guider, which was given {', '.join(self._fields[0])}; this "
                 "family is not supported"
             )
+
+
+def _equal(given: Any, field: Any) -> bool:
+    """Whether what a network is given is a field of the guider's, up to dtype."""
+    if field is None or type(given) is not type(field):
+        return False
+    return inputs.same(given, _like(field, given), exact=True)
 
 
 def _like(value: Any, given: Any) -> Any:
@@ -235,6 +271,6 @@ def _latents(network: nn.Module, bound: inputs.Arguments) -> tuple[int, ...]:
     if name is None or not isinstance(bound[name], torch.Tensor):
         return ()
     shape = list(bound[name].shape[1:])
-    if taken and kept and kept < taken and shape[0] == taken:
+    if taken and kept and kept < taken and len(shape) > 2 and shape[0] == taken:
         shape[0] = kept
     return tuple(shape)
