@@ -13,7 +13,7 @@ from fairlead.adapters.diffusers.layouts import NULLED, Layout
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.branch import Branch, Predictions
-from fairlead.guidance.context import Context
+from fairlead.guidance.context import Context, Run
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.guidance.hooks import Span, perturbed
 from fairlead.parameters import nearest
@@ -146,7 +146,10 @@ class PipelineEvaluator(Evaluator):
     def begin(self, native: Native) -> None:
         """Takes the call of a new evaluation."""
         self.native = native
-        self.denoiser.network = native.network
+        if self.denoiser.network is not native.network:
+            self.denoiser.network = native.network
+            self.denoiser.__dict__.pop("attention_layers", None)  # of the network before
+        self.denoiser.grid = inputs.grid(native.bound)
         self._slots = {}
         self._conditions = {}
 
@@ -164,14 +167,20 @@ class PipelineEvaluator(Evaluator):
         Raises:
             ValueError: It is null, and the pipeline has no null.
         """
+        if branch.taken:
+            return None
         if branch.nulled:
-            name = next((NULLED[n] for n in branch.nulled if n in NULLED), "null")
-            name = name if len(branch.nulled) == 1 else "null"
+            name = NULLED.get(branch.nulled, " and ".join(branch.nulled))
         elif branch.state in ("cond", "null", *self.layout.slots):
             name = branch.state
         else:
             return None
         if name not in self.layout.slots:
+            if branch.nulled:
+                raise ValueError(
+                    f"steer: no branch of the pipeline has {name} as its null: it evaluates "
+                    f"{', '.join(self.layout.slots)}"
+                )
             raise ValueError(
                 f"steer: the guide asks for the branch {branch.name!r}, and the pipeline evaluates "
                 f"{', '.join(self.layout.slots)} alone: a guidance-distilled model has no null; "
@@ -182,11 +191,21 @@ class PipelineEvaluator(Evaluator):
 
     def arguments(self, branch: Branch) -> inputs.Arguments:
         """The arguments of a branch for the whole batch, without its transforms."""
-        slot = self.slot(branch)
-        key = slot or f"state {branch.state}"
+        slot, state = self.slot(branch), self._state_of(branch)
+        key = slot or f"state {state}"
         if key not in self._slots:
-            self._slots[key] = self._of_slot(slot) if slot else self._of_state(branch.state)
+            self._slots[key] = self._of_slot(slot) if slot else self._of_state(state)
         return self._slots[key]
+
+    @staticmethod
+    def _state_of(branch: Branch) -> str:
+        """The prompt of a branch that the pipeline does not know: only texts can be exchanged."""
+        if not branch.taken:
+            return branch.state
+        (name, state), *more = branch.taken
+        if name != "text" or more:
+            raise ValueError(f"steer: only 'text' can be taken from another state, not {name!r}")
+        return state
 
     def _of_slot(self, slot: str) -> inputs.Arguments:
         native = self.native
@@ -209,9 +228,13 @@ class PipelineEvaluator(Evaluator):
             )
         return inputs.put(self._of_slot("cond"), self.leaves[state])
 
-    def check(self, branch: Branch) -> Condition:
+    @property
+    def conditions(self) -> frozenset[str]:
+        return self.layout.conditions
+
+    def check(self, branch: Branch, run: Run | None = None) -> Condition:
         """The floating-point inputs that tell this branch from others."""
-        key = self.slot(branch) or f"state {branch.state}"
+        key = self.slot(branch) or f"state {self._state_of(branch)}"
         if key not in self._conditions:
             found = inputs.leaves(self.arguments(branch))
             self._conditions[key] = Condition({p: found[p] for p in self._condition_paths()})
@@ -257,7 +280,8 @@ class PipelineEvaluator(Evaluator):
         left = dict(branches)
         if main and self.layout.kind == "rows" and len(self.layout.slots) > 1:
             by_slot = {self.slot(b): b for b, rows in left.items() if self._is_plain(b, rows)}
-            if by_slot and (self.fixed_rows or set(by_slot) == set(self.layout.slots)):
+            whole = set(by_slot) == set(self.layout.slots) and self.plan_batching != "sequential"
+            if by_slot and (self.fixed_rows or whole):
                 laid = tuple(by_slot.get(s, Branch(s, state=s)) for s in self.layout.slots)
                 total = self.native.batch * len(laid)
                 requests.append(_Request(laid, self.native.bound, total, ctx.x, native=True))
@@ -273,6 +297,8 @@ class PipelineEvaluator(Evaluator):
                     request.branches, output.chunk(len(request.branches)), strict=True
                 ):
                     value = self.convert(value, request.x, branch, ctx)
+                    for change in branch.outputs:
+                        value = change(value, ctx)
                     if request.rows is not None:
                         whole = done.get(ctx.plan.base)
                         if whole is None:
@@ -304,7 +330,7 @@ class PipelineEvaluator(Evaluator):
             given = inputs.leaves(made)
             made = inputs.put(made, {p: v.to(given[p].dtype) for p, v in condition.items()})
         if branch.point is not None:
-            x = branch.point(x, Predictions(ctx.plan.base, done), ctx)
+            x = branch.point(x, Predictions(ctx.plan.base, done, ctx.maps), ctx)
             made = inputs.put(made, self.sample(x, made))
         count = self.native.batch
         if rows is not None:
@@ -334,8 +360,12 @@ class PipelineEvaluator(Evaluator):
         spans, start = [], 0
         for request in group:
             samples = range(request.count) if request.rows is None else request.rows.tolist()
-            for perturbation in request.branches[0].perturbations:
-                spans.append(Span(start, samples, perturbation))
+            size = request.count // len(request.branches)
+            for i, branch in enumerate(request.branches):
+                captures = ctx.plan.captures.get(branch, ())
+                if branch.perturbations or captures:
+                    own = samples if len(request.branches) == 1 else range(size)
+                    spans.append(Span(start + i * size, own, branch, captures))
             start += request.count
         output = self._forward(denoiser, group, joined, spans, ctx)
         ctx.run.report.calls += 1
@@ -353,13 +383,14 @@ class PipelineEvaluator(Evaluator):
         native = self.native
         assert native is not None
         if denoiser is not self.denoiser:
-            with perturbed(denoiser, spans, ctx):
+            with perturbed(denoiser, spans, ctx, sum(r.count for r in group), ctx.maps):
                 return denoiser.network(**joined)
+        rows = sum(r.count for r in group)
         untouched = len(group) == 1 and joined is native.bound
         with ExitStack() as stack:
             if caches.enabled(native.network) and not (untouched and self.layout.kind == "rows"):
                 stack.enter_context(caches.context(native.network, self._context(group)))
-            stack.enter_context(perturbed(denoiser, spans, ctx))
+            stack.enter_context(perturbed(denoiser, spans, ctx, rows, ctx.maps))
             if untouched:
                 output = native.inner(*native.args, **native.kwargs)
             else:

@@ -97,6 +97,22 @@ def count(arguments: Mapping[str, Any]) -> int:
     return len(sample(arguments))
 
 
+def grid(arguments: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The grid of a sample that is a sequence of patches, where a call says it."""
+    if stacked(sample(arguments)).ndim != 3:
+        return None
+    ids, shapes = arguments.get("img_ids"), arguments.get("img_shapes")
+    if isinstance(ids, Tensor):
+        sizes = (ids.reshape(-1, ids.shape[-1]).amax(0) + 1).int().tolist()
+        return tuple(sizes[1:3])
+    if isinstance(shapes, list):
+        while isinstance(shapes[0], (list, tuple)):
+            shapes = shapes[0]
+        return tuple(int(s) for s in shapes[-2:])
+    named = [arguments.get(n) for n in ("num_frames", "height", "width")]
+    return tuple(int(n) for n in named if n is not None) or None
+
+
 def take(arguments: Mapping[str, Any], total: int, index: Index) -> Arguments:
     """The arguments for some of `total` rows."""
     return {n: v if n in SHARED else _take(v, total, index) for n, v in arguments.items()}

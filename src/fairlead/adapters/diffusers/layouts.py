@@ -26,6 +26,11 @@ class Layout:
         """Whether there is a null branch."""
         return "null" in self.slots
 
+    @property
+    def conditions(self) -> frozenset[str]:
+        """Names of the conditions that the branches differ in."""
+        return next((CONDITIONS[s] for s in self.slots if s in CONDITIONS), frozenset({"text"}))
+
     def __str__(self) -> str:
         return f"{self.kind} {' '.join(self.slots)}"
 
@@ -55,8 +60,11 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
 }
 """Slots that cannot be told from the inputs, by pipeline: `image` is the image without the text."""
 
-NULLED = {"text": "image", "prompt": "image"}
-"""The slot in which one of several conditions is null."""
+NULLED: dict[tuple[str, ...], str] = {("text",): "image"}
+"""Slots in which single conditions are null."""
+
+CONDITIONS = {"image": frozenset({"text", "image"})}
+"""Names of the conditions of layouts that have a certain slot; of others it is the text alone."""
 
 
 def override(pipe: Any, slots: int) -> tuple[str, ...] | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
@@ -92,6 +93,7 @@ def record(
 
         return lambda inner: stub
 
+    @wraps(pipe.scheduler.step)  # pipelines look at its signature to see what it takes
     def step(model_output: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(model_output, Tensor):
             made.received = model_output

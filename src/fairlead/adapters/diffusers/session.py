@@ -17,12 +17,14 @@ from fairlead.adapters.diffusers.evaluator import (
 )
 from fairlead.adapters.diffusers.layouts import Layout
 from fairlead.adapters.diffusers.levels import Levels, Scale
+from fairlead.adapters.diffusers.masks import fit
 from fairlead.adapters.diffusers.patch import Handler
 from fairlead.adapters.diffusers.probe import Reading
-from fairlead.guidance.algebra import Guide, Policy
+from fairlead.guidance.algebra import Guide, Policy, Rule, Term
 from fairlead.guidance.branch import COND, NULL, Branch, Predictions
 from fairlead.guidance.context import Context, Plan, Run
-from fairlead.guidance.guided import GuidedModel, finish, rows_to_evaluate
+from fairlead.guidance.guided import GuidedModel, branches, finish, rows_to_evaluate
+from fairlead.guidance.masks import fitted
 from fairlead.guidance.report import Entry, Report
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.prediction import Prediction
@@ -42,6 +44,7 @@ class Setting:
         recorded: Leaves of the branches that the pipeline calls for one by one.
         states: Leaves of further prompts.
         models: Further networks.
+        masks: Masks of pictures.
         batching: See `fl.steer`.
         fixed_rows: See `fl.steer`.
         seed: Seed of the guide's own draws.
@@ -57,6 +60,7 @@ class Setting:
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     models: Mapping[str, nn.Module] = field(default_factory=dict)
+    masks: Mapping[str, Any] = field(default_factory=dict)
     batching: Batching = "auto"
     fixed_rows: bool = False
     seed: int = 0
@@ -80,14 +84,12 @@ class Session:
         self.guide = setting.guide
         self.layout = setting.layout
         self.report = report
-        self.raw = setting.guide.linear and not any(
-            isinstance(n, Policy) or getattr(n, "claims_renoise", False)
-            for n in setting.guide.nodes()
-        )
+        self.raw = _is_affine(setting.guide)
         self.levels: Levels | None = None
         self.model: GuidedModel | None = None
         self.evaluator: PipelineEvaluator | None = None
         self.turn = 0
+        self.busy = False
         self.stored: Any = None
         self.ends: Prediction | None = None
         self.scale: Scale | None = None
@@ -103,6 +105,8 @@ class Session:
 
         def enter(inner: inputs.Inner) -> inputs.Inner:
             def guided(*args: Any, **kwargs: Any) -> Any:
+                if self.busy:  # a further network that is, or holds, the pipeline's own
+                    return inner(*args, **kwargs)
                 if self.turn:
                     return self._answer(network, args, kwargs)
                 if self.fast is not None:
@@ -144,7 +148,11 @@ class Session:
                 f"{self.layout}; say which branch is which: fl.steer(..., layout='rows null cond')"
             )
         native = Native(network, inner, args, kwargs, bound, slots[0], rows // parts)
-        guided = self._predict(native)
+        self.busy = True
+        try:
+            guided = self._predict(native)
+        finally:
+            self.busy = False
         made = self._spread(guided, native)
         if self.layout.kind == "calls" and len(slots) > 1:
             self.stored, self.turn = made, 1
@@ -207,9 +215,17 @@ class Session:
             self._steps(),
             check=not self.raw and setting.check,
             record=setting.record,
+            masks=self._masks(native),
         )
         run.report = self.report
         self.model = GuidedModel(self.guide, self.evaluator, run)
+
+    def _masks(self, native: Native) -> dict[str, Tensor]:
+        """Masks of pictures as masks of latents."""
+        x = self._latents(inputs.stacked(inputs.sample(native.bound)))[: native.batch].float()
+        grid = inputs.grid(native.bound)
+        made = {n: fit(n, mask, x, grid) for n, mask in self.setting.masks.items()}
+        return fitted(made, x)
 
     def _steps(self) -> int:
         """Number of network evaluations that lie ahead."""
@@ -269,19 +285,22 @@ class Session:
         assert model is not None
         assert self.evaluator is not None
         run.advance()
-        ctx = model.ctx = model.ctx or Context(x, level, run, self.evaluator.denoiser)
+        if model.ctx is None:
+            model.ctx = Context(x, level, run, self.evaluator.denoiser)
+            model.ctx.conditions = self.evaluator.conditions
+        ctx = model.ctx
         ctx.move(x, level, level)
         if model.wanted is None or not self.guide.steady:
             ctx.plan = Plan(self.guide.base(ctx))
             self.guide.plan(ctx, (), 1.0, ())
-            model.wanted = rows_to_evaluate(self.guide, ctx)
+            model.wanted = rows_to_evaluate(ctx)
         self.report.begin(run.step, run.stage, level.t, model.wanted, ctx.batch)
         self._lengths.append((self.report.entries[-1], level))
         values = self.evaluator(model.wanted, ctx)
-        plain = self._plain(ctx.plan, model.wanted)
+        plain = None if ctx.plan.captures else self._plain(ctx.plan, model.wanted)
         if plain is None:
             wide = {b: v.to(x.dtype) for b, v in values.items()}
-            made = finish(self.guide, Predictions(ctx.plan.base, wide), ctx).denoise
+            made = finish(self.guide, Predictions(ctx.plan.base, wide, ctx.maps), ctx).denoise
             self._dtype = torch.float32 if self.setting.reading.wide else self._dtype
             return made
         if self.guide.steady:
@@ -433,6 +452,16 @@ class Session:
         if output is None:
             return (inputs.like(value, inputs.sample(native.bound)),)
         return inputs.replaced(output, inputs.like(value, inputs.prediction(output)))
+
+
+def _is_affine(guide: Guide) -> bool:
+    """Whether it weighs branches and does nothing else, so that any space will do."""
+    for node in guide.nodes():
+        if isinstance(node, (Rule, Policy)):
+            return False
+        if isinstance(node, Term) and (node.claims_renoise or not node.affine):
+            return False
+    return not any(b.point or b.outputs for b in branches(guide))
 
 
 class _Plain:

@@ -32,6 +32,7 @@ def steer(
     *,
     prompts: Mapping[str, str | list[str]] | None = None,
     models: Mapping[str, nn.Module] | None = None,
+    masks: Mapping[str, Any] | None = None,
     batching: Batching = "auto",
     fixed_rows: bool = False,
     layout: str | Layout | None = None,
@@ -55,6 +56,8 @@ def steer(
         prompts: Further prompts by the name of the state that the guide asks for, such as
             ``negative``: a text, or one for each prompt of the call.
         models: Further networks by name, called with the arguments of the pipeline's own.
+        masks: Masks by name, for guides that act on a region: pictures, or numbers ``(H, W)`` or
+            ``(B, H, W)`` in [0, 1] of any size.
         batching: ``auto`` makes the pipeline's own calls, and joins further branches where the
             pipeline joins its own; ``batched`` makes one call of all branches; ``sequential`` one
             call a branch.
@@ -91,6 +94,7 @@ def steer(
         parsed,
         prompts or {},
         models or {},
+        masks or {},
         given,
         network,
         {
@@ -117,6 +121,7 @@ class Steering:
         guide: Guide,
         prompts: Mapping[str, str | list[str]],
         models: Mapping[str, nn.Module],
+        masks: Mapping[str, Any],
         layout: Layout | None,
         network: str | None,
         options: dict[str, Any],
@@ -125,6 +130,7 @@ class Steering:
         self.guide = guide
         self.prompts = prompts
         self.models = models
+        self.masks = masks
         self.options = options
         self._given = layout
         self._names = _networks(pipe, network)
@@ -195,19 +201,19 @@ class Steering:
         wanted = branches(self.guide)
         null = any(b.state == "null" or b.nulled for b in wanted)
         on, off = knobs.set(given, True), knobs.set(given, False)
-        key = (null, tuple(sorted(n for n, v in given.items() if v is not None)))
+        key = tuple(sorted(n for n, v in given.items() if v is not None))
         recordings: dict[str, probe.Recording] = {}
         if key not in self._learned:
-            recordings["off"] = self._record(networks, off)
-            recordings["on"] = self._record(networks, on) if null else recordings["off"]
-            reading = probe.reading(recordings["off"])
-            shape = recordings["off"].latents
-            layout = self._given or (
-                probe.layout(self.pipe, recordings["on"], recordings["off"]) if null else SINGLE
+            recordings = {k: self._record(networks, v) for k, v in (("on", on), ("off", off))}
+            self._learned[key] = (
+                self._given or probe.layout(self.pipe, recordings["on"], recordings["off"]),
+                probe.reading(recordings["off"]),
+                recordings["off"].latents,
             )
-            self._learned[key] = (layout, reading, shape)
         layout, reading, shape = self._learned[key]
-        live = null and len(layout.slots) == 1  # the scale of a distilled model is an input
+        live = len(layout.slots) == 1  # the scale of a distilled model is an input
+        if not null:
+            layout = SINGLE
         arguments = given if live else on if null else off
         recorded: dict[str, Mapping[str, Any]] = {}
         if layout.kind == "calls":
@@ -232,6 +238,7 @@ class Steering:
             recorded,
             states,
             self.models,
+            self.masks,
             **self.options,
         )
         return setting, arguments, inert

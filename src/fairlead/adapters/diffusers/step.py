@@ -1,6 +1,7 @@
 """A scheduler's step under guides whose prediction has two ends."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from fairlead.adapters.diffusers import inputs
@@ -18,6 +19,7 @@ def both_ends(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
     `x' + alpha' (D_denoise - D_renoise)`.
     """
 
+    @wraps(step)  # pipelines look at its signature to see what it takes
     def stepped(*args: Any, **kwargs: Any) -> Any:
         ends, levels = session.ends, session.levels
         if ends is None or ends.denoise is ends.renoise or levels is None:
