@@ -1,5 +1,6 @@
 """What the commands that take a pipeline share: options, loading, quiet libraries."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +37,7 @@ def load(folder: Path, device: str | None, precision: str) -> Any:
 
     from fairlead.parameters import choose
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtypes = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
     choose("pipeline", "precision", precision, dtypes)
     _hush()
     from fairlead.adapters.diffusers.local import load_pipeline
@@ -47,6 +48,10 @@ def load(folder: Path, device: str | None, precision: str) -> Any:
 
 
 def _hush() -> None:
+    # of the libraries' own business, which no user of a command can change
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", "Should have t", UserWarning, "torchsde")
     try:
         import diffusers
         import transformers

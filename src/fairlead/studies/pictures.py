@@ -68,9 +68,9 @@ def compare_pictures(
 ) -> list[Shot]:
     """Pictures of a pipeline under several guides, each from the same noise.
 
-    Written to `out`: the pictures, `grid.png`, `compare.json` and `compare.md`. Without scales the
-    grid has a column for each guide; with scales it has a block for each guide and a column for
-    each scale. Rows are prompts and seeds.
+    Written to `out`: the pictures, `grid.png`, `compare.json` and `compare.md`. The grid has
+    a block for each guide: without scales a column for each prompt and seed, with scales a column
+    for each scale and a row for each prompt and seed.
 
     Args:
         pipe: A pipeline that makes pictures.
@@ -127,8 +127,8 @@ def compare_pictures(
                         seed + k,
                         nfe,
                         seconds,
-                        saturation(values[None], resamples=1).value,
-                        clipped_fraction(values[None], resamples=1).value,
+                        saturation(values[None], resamples=2).value,
+                        clipped_fraction(values[None], resamples=2).value,
                         (values - first).square().mean().sqrt().item(),
                         name,
                     )
@@ -174,12 +174,10 @@ def _grid(
         return torch.stack([column[i] for i in range(len(rows)) for column in columns])
 
     if not scales:
-        columns = [pictures[g, None] for g in guides]
-        blocks = [("", block(columns))]
-        titles = list(guides)
-    else:
-        blocks = [(g, block([pictures[g, s] for s in scales])) for g in guides]
-        titles = [f"{s:g}" for s in scales]
+        blocks = [(g, torch.stack(pictures[g, None])) for g in guides]
+        return grid(blocks, columns=len(rows), column_titles=rows)
+    blocks = [(g, block([pictures[g, s] for s in scales])) for g in guides]
+    titles = [f"{s:g}" for s in scales]
     return grid(blocks, columns=len(titles), column_titles=titles, row_titles=rows)
 
 

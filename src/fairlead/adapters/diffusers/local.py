@@ -28,7 +28,7 @@ def load_pipeline(
     Args:
         folder: The folder with `model_index.json`.
         device: Where it runs; default the CPU.
-        dtype: Dtype of the weights; default as saved.
+        dtype: Dtype of the weights; default float32.
 
     Raises:
         ValueError: It is no folder (ids of a hub are refused), no pipeline, brings code of its
@@ -38,10 +38,11 @@ def load_pipeline(
     _check(where)
     from diffusers import DiffusionPipeline
 
-    options = {} if dtype is None else {"torch_dtype": dtype}
     pipe = DiffusionPipeline.from_pretrained(
-        str(where), use_safetensors=True, local_files_only=True, **options
+        str(where), use_safetensors=True, local_files_only=True
     )
+    if dtype is not None:
+        pipe = pipe.to(dtype)
     return pipe if device is None else pipe.to(device)
 
 
