@@ -6,13 +6,15 @@
 True
 """
 
-from fairlead import exact, metrics, prediction, samplers, schedules
+from fairlead import energy, exact, metrics, prediction, samplers, schedules
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.combine import combine
 from fairlead.guidance.context import Context, Run
+from fairlead.guidance.energy import *  # noqa: F403
+from fairlead.guidance.energy import __all__ as _energy
 from fairlead.guidance.policies import *  # noqa: F403
 from fairlead.guidance.policies import __all__ as _policies
 from fairlead.guidance.rules import *  # noqa: F403
@@ -44,6 +46,7 @@ __all__ = [
     "Term",
     "TextError",
     "combine",
+    "energy",
     "exact",
     "guide",
     "load",
@@ -53,6 +56,7 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    *_energy,
     *_policies,
     *_rules,
     *_terms,

@@ -1,5 +1,6 @@
 """`fl.sample`: from a denoiser and a guide to samples."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -89,9 +90,11 @@ def sample(
     negative: Mapping[str, Any] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
+    energies: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
     batching: Batching = "batched",
     max_batch: int | None = None,
+    checkpoint: bool = False,
     callback: Callable[[Step], None] | None = None,
     progress: bool = False,
     check: bool = True,
@@ -117,10 +120,14 @@ def sample(
         negative: Negative condition: short for `states={"negative": ...}`.
         states: Further conditions by name, for branches that ask for them.
         models: Further denoisers by name, such as `weak`.
+        energies: Energies by name (`fl.energy`, or functions of a clean estimate), for guides that
+            ask for one by name.
         x: Where to start, at the grid's first level, instead of noise.
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
             branch.
         max_batch: Most rows in one network call.
+        checkpoint: Whether guides that differentiate the network compute it again, call by call,
+            in the backward pass: with `max_batch` the memory is that of one call's graph.
         callback: Called with a `Step` after each step.
         progress: Whether to show a progress bar.
         check: Whether a NaN or infinity raises, naming branch and step.
@@ -154,6 +161,7 @@ def sample(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"sample: dtype must be torch.float32 or torch.float64, got {dtype}")
     guide.require("continuous")
+    _differentiable(guide)
     given = {"cond": condition or {}, **(states or {})}
     if negative is not None:
         given["negative"] = negative
@@ -164,8 +172,23 @@ def sample(
     for given_condition in conditions.values():
         denoiser.check(given_condition)
     levels = denoiser.schedule.grid(steps, spacing)
-    run = Run(seed, range(first, first + size[0]), steps, check=check, record=record)
-    evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
+    run = Run(
+        seed,
+        range(first, first + size[0]),
+        steps,
+        check=check,
+        record=record,
+        levels=levels,
+        energies=energies,
+    )
+    evaluator = Evaluator(
+        denoiser,
+        conditions,
+        models,
+        batching=batching,
+        max_batch=max_batch,
+        checkpoint=checkpoint,
+    )
     model = GuidedModel(guide, evaluator, run)
     model.check()
     if x is None:
@@ -173,12 +196,13 @@ def sample(
         x = levels[0].sigma * run.normal(like, "start")
     else:
         x = x.to(device, dtype)
-    reached = levels[0]
+        x = x.clone() if x.is_inference() else x
+    reached, began = levels[0], time.perf_counter()
     try:
         with torch.no_grad(), _bar(progress, steps) as tick:
             for s, t in pairwise(levels):
                 model.begin(s)
-                x = rule.step(model, x, s, t)
+                x = rule.walk(model, x, s, t)
                 reached = t
                 tick()
                 if callback is not None:
@@ -188,7 +212,18 @@ def sample(
         if isinstance(interrupt, Interrupted):
             raise
         raise Interrupted(_result(x, run, guide, reached)) from None
+    run.report.seconds = time.perf_counter() - began
     return _result(x, run, guide, reached)
+
+
+def _differentiable(guide: Guide) -> None:
+    gradients = [n for n in guide.nodes() if getattr(n, "gradient", False)]
+    if gradients and torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{gradients[0].name}: gradients cannot be taken under torch.inference_mode; call "
+            "fl.sample outside of it, or inside `with torch.inference_mode(False):` (fl.sample "
+            "keeps no graph by itself)"
+        )
 
 
 def _result(x: Tensor, run: Run, guide: Guide, level: Level) -> Result:

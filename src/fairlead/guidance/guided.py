@@ -34,6 +34,7 @@ class GuidedModel:
         self.last: Prediction | None = None
         self.ctx: Context | None = None
         self.wanted: dict[Branch, Tensor | None] | None = None
+        self.moving = any(getattr(node, "moves", False) for node in guide.nodes())
         self._drawn = 0
 
     @property
@@ -50,6 +51,9 @@ class GuidedModel:
         Raises:
             ValueError: A condition state, a null, a model or a layer is missing.
         """
+        for node in self.guide.nodes():
+            for name in getattr(node, "energies", ()):
+                node.suits(self.run.energy(node.name, name))  # type: ignore[attr-defined]
         for branch in branches(self.guide):
             denoiser = self.evaluator.model(branch.model)
             self.evaluator.check(branch)
@@ -62,6 +66,19 @@ class GuidedModel:
         self.start = level
         self._drawn = 0
 
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        """The sample as the step finds it: moved by the terms that act before a step."""
+        if not self.moving:
+            return x
+        ctx = self._context(x, level)
+        self._plan(ctx, 1.0)
+        for term, place in ctx.plan.moves:
+            ctx.place = place
+            x = term.move(x, ctx, self.evaluator)
+            ctx.move(x, level, self.start or level)
+        ctx.release()
+        return x
+
     def noise(self, x: Tensor) -> Tensor:
         """Standard normal noise like `x`, fixed by seed, sample, step and draw."""
         self._drawn += 1
@@ -69,26 +86,37 @@ class GuidedModel:
 
     def __call__(self, x: Tensor, level: Level, *, gain: float = 1.0) -> Prediction:
         """Guided prediction at `x`; `gain` multiplies every weight, 0 is conditional."""
-        run, ctx = self.run, self.ctx
-        if ctx is None or ctx.batch != x.shape[0]:
-            ctx = self.ctx = Context(x, level, run, self.evaluator.denoiser)
-            self.wanted = None
-        ctx.move(x, level, self.start or level)
+        run, ctx = self.run, self._context(x, level)
         if self.wanted is None or gain != 1.0 or not self.guide.steady:
-            ctx.plan = Plan(self.guide.base(ctx))
-            self.guide.plan(ctx, (), gain, ())
-            wanted = rows_to_evaluate(self.guide, ctx)
-            self.wanted = wanted if gain == 1.0 else None
+            wanted = self._plan(ctx, gain)
         else:
             wanted = self.wanted
         run.report.begin(run.step, run.stage, level.t, wanted, ctx.batch)
-        if ctx.plan.policies:
-            predictions = self._under_policies(dict(wanted), ctx)
-        else:
-            predictions = Predictions(ctx.plan.base, self.evaluator(wanted, ctx))
-        self.last = finish(self.guide, predictions, ctx)
+        try:
+            if ctx.plan.policies:
+                predictions = self._under_policies(dict(wanted), ctx)
+            else:
+                predictions = Predictions(ctx.plan.base, self.evaluator(wanted, ctx))
+            self.last = finish(self.guide, predictions, ctx)
+        finally:
+            ctx.release()
         run.stage += 1
         return self.last
+
+    def _context(self, x: Tensor, level: Level) -> Context:
+        ctx = self.ctx
+        if ctx is None or ctx.batch != x.shape[0]:
+            ctx = self.ctx = Context(x, level, self.run, self.evaluator.denoiser)
+            self.wanted = None
+        ctx.move(x, level, self.start or level)
+        return ctx
+
+    def _plan(self, ctx: Context, gain: float) -> dict[Branch, Tensor | None]:
+        ctx.plan = Plan(self.guide.base(ctx))
+        self.guide.plan(ctx, (), gain, ())
+        wanted = rows_to_evaluate(self.guide, ctx)
+        self.wanted = wanted if gain == 1.0 else None
+        return wanted
 
     def _under_policies(self, wanted: dict[Branch, Tensor | None], ctx: Context) -> Predictions:
         skipped = [
@@ -120,6 +148,7 @@ def branches(guide: Guide) -> list[Branch]:
     found = {COND: None}
     for node in guide.nodes():
         if isinstance(node, Term):
+            found |= dict.fromkeys(node.looks)
             for strength, positive, negative in node.differences:
                 found |= {positive: None}
                 if strength != 0.0 or node.claims_renoise:
@@ -193,6 +222,7 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
     """
     values = predictions.values_by_branch
     base = predictions.base_branch
+    renoise = None
     if base not in values or not all(
         p in values and n in values for _, p, n in chain.from_iterable(ctx.plan.terms.values())
     ):  # linear, and a branch cancels
@@ -200,9 +230,11 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
         coefficients = {**ctx.plan.coefficients, **own}
         denoise = sum_of([(c, values[b]) for b, c in coefficients.items() if b in values])
     else:
+        renoise = _without_gradients(guide, predictions, ctx) if ctx.plan.apart else None
         update, _ = guide.update(predictions, ctx, ())
         denoise = predictions.base if update is None else predictions.base + update
-    renoise = guide.renoise(predictions, ctx, denoise) if ctx.plan.renoise else None
+    if ctx.plan.renoise:
+        renoise = guide.renoise(predictions, ctx, denoise)
     if ctx.run.check:
         # the norms of the terms, where they are kept, are infected by every branch in them
         seen = ctx.run.report.total_norm() if guide.linear else None
@@ -212,6 +244,16 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
         if not math.isfinite(total.item()):
             _blame(predictions, denoise, ctx)
     return Prediction(denoise, denoise if renoise is None else renoise)
+
+
+def _without_gradients(guide: Guide, predictions: Predictions, ctx: Context) -> Tensor:
+    """The renoise end under terms that move the other end alone: the guide without them."""
+    ctx.renoising = True
+    try:
+        update, _ = guide.update(predictions, ctx, ())
+    finally:
+        ctx.renoising = False
+    return predictions.base if update is None else predictions.base + update
 
 
 def sum_of(parts: list[tuple[float | Tensor, Tensor]]) -> Tensor:

@@ -21,6 +21,7 @@ from fairlead.samplers.dpm import DPMpp1S, DPMpp2M, DPMpp2MSDE, DPMpp2S
 from fairlead.samplers.euler import Euler, EulerAncestral
 from fairlead.samplers.heun import Heun
 from fairlead.samplers.pcg import PCG
+from fairlead.samplers.recurrence import Recurrence
 from fairlead.samplers.unipc import UniPC
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Heun",
     "Model",
     "Prediction",
+    "Recurrence",
     "Sampler",
     "UniPC",
     "get",
