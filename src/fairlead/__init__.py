@@ -6,7 +6,7 @@
 True
 """
 
-from fairlead import energy, exact, metrics, prediction, samplers, schedules
+from fairlead import adapters, energy, exact, metrics, prediction, samplers, schedules
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
@@ -45,6 +45,7 @@ __all__ = [
     "Step",
     "Term",
     "TextError",
+    "adapters",
     "combine",
     "energy",
     "exact",

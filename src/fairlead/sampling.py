@@ -92,6 +92,7 @@ def sample(
     models: Mapping[str, Denoiser] | None = None,
     energies: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
+    reference: Tensor | None = None,
     batching: Batching = "batched",
     max_batch: int | None = None,
     checkpoint: bool = False,
@@ -123,6 +124,8 @@ def sample(
         energies: Energies by name (`fl.energy`, or functions of a clean estimate), for guides that
             ask for one by name.
         x: Where to start, at the grid's first level, instead of noise.
+        reference: Clean samples that the guide refers to, such as the images that are edited;
+            as many as are drawn, or one for all.
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
             branch.
         max_batch: Most rows in one network call.
@@ -172,6 +175,13 @@ def sample(
     for given_condition in conditions.values():
         denoiser.check(given_condition)
     levels = denoiser.schedule.grid(steps, spacing)
+    if reference is not None:
+        if tuple(reference.shape) not in (size, (1, *size[1:])):
+            raise ValueError(
+                f"sample: reference must have the shape of the samples {size}, or of one, "
+                f"got {tuple(reference.shape)}"
+            )
+        reference = reference.to(device, dtype).expand(size)
     run = Run(
         seed,
         range(first, first + size[0]),
@@ -180,6 +190,7 @@ def sample(
         record=record,
         levels=levels,
         energies=energies,
+        reference=reference,
     )
     evaluator = Evaluator(
         denoiser,

@@ -44,6 +44,8 @@ class Run:
         record: Whether the report keeps the norm of each term at each step.
         levels: The levels that the sampler walks, `steps + 1` of them, if known.
         energies: Energies by name, for guides that ask for one.
+        reference: Clean samples that a guide may refer to, such as the source of an edit,
+            `(B, ...)`.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Run:
         record: bool = True,
         levels: Sequence[Level] = (),
         energies: Mapping[str, Any] | None = None,
+        reference: Tensor | None = None,
     ) -> None:
         self.seed = seed
         self.indices = None if indices is None else list(indices)
@@ -65,6 +68,7 @@ class Run:
         self.check = check
         self.levels = tuple(levels)
         self.energies = dict(energies or {})
+        self.reference = reference
         self.memory: dict[str, Any] = {}
         self.report = Report(record)
         self._slots: dict[Any, tuple[int, Any, Any]] = {}
@@ -81,6 +85,10 @@ class Run:
             ValueError: There is none of that name.
         """
         return find(owner, name, self.energies)
+
+    def drop_history(self) -> None:
+        """Makes a multistep solver begin anew, where the prediction has a jump in time."""
+        self.memory.clear()
 
     def recall(self, key: Any, default: Any) -> Any:
         """A slot as the last step left it, whatever this step has written since."""
@@ -215,6 +223,8 @@ class Context:
         ndim: Number of dimensions of `x`.
         done: Predictions so far, for what depends on them before all are there.
         renoising: Whether the update that is asked for is that of the `renoise` end.
+        evaluated: What the network predicts at this evaluation: branches and their rows, `None`
+            for all. Policies provide the rest.
     """
 
     def __init__(
@@ -244,6 +254,7 @@ class Context:
         self.renoising = False
         self.shifts: dict[Place, Tensor] = {}
         self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
+        self.evaluated: dict[Branch, Tensor | None] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""

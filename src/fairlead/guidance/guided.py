@@ -1,15 +1,16 @@
 """A denoiser under a guide: what is planned, what is evaluated, and how it is put together."""
 
 import math
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairlead.guidance.algebra import Guide, Rule, Term
+from fairlead.guidance.algebra import Guide, Policy, Rows, Rule, Schedule, Term
 from fairlead.guidance.branch import COND, Branch, Predictions
-from fairlead.guidance.context import Context, Plan, Run, Weight, magnitude
+from fairlead.guidance.context import Context, Place, Plan, Run, Weight, magnitude
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.prediction import Prediction
 from fairlead.schedules import Level
@@ -33,7 +34,7 @@ class GuidedModel:
         self.start: Level | None = None
         self.last: Prediction | None = None
         self.ctx: Context | None = None
-        self.wanted: dict[Branch, Tensor | None] | None = None
+        self.wanted: dict[Branch, Rows] | None = None
         self.moving = any(getattr(node, "moves", False) for node in guide.nodes())
         self._drawn = 0
 
@@ -49,7 +50,8 @@ class GuidedModel:
         """Asks for every branch that the guide can want, so that what is missing is named now.
 
         Raises:
-            ValueError: A condition state, a null, a model or a layer is missing.
+            ValueError: A condition state, a null, a model or a layer is missing, or a schedule
+                or policy cannot serve the model or the run.
         """
         for node in self.guide.nodes():
             for name in getattr(node, "energies", ()):
@@ -59,6 +61,9 @@ class GuidedModel:
             self.evaluator.check(branch)
             for perturbation in branch.perturbations:
                 perturbation.modules(denoiser)
+        for node in self.guide.nodes():
+            if isinstance(node, Schedule):
+                node.check(self.evaluator.denoiser, self.run)
 
     def begin(self, level: Level) -> None:
         """Begins the next step, at a level."""
@@ -94,7 +99,7 @@ class GuidedModel:
         run.report.begin(run.step, run.stage, level.t, wanted, ctx.batch)
         try:
             if ctx.plan.policies:
-                predictions = self._under_policies(dict(wanted), ctx)
+                predictions = under_policies(wanted, ctx, lambda left: self.evaluator(left, ctx))
             else:
                 predictions = Predictions(ctx.plan.base, self.evaluator(wanted, ctx))
             self.last = finish(self.guide, predictions, ctx)
@@ -111,36 +116,96 @@ class GuidedModel:
         ctx.move(x, level, self.start or level)
         return ctx
 
-    def _plan(self, ctx: Context, gain: float) -> dict[Branch, Tensor | None]:
+    def _plan(self, ctx: Context, gain: float) -> dict[Branch, Rows]:
         ctx.plan = Plan(self.guide.base(ctx))
         self.guide.plan(ctx, (), gain, ())
         wanted = rows_to_evaluate(self.guide, ctx)
         self.wanted = wanted if gain == 1.0 else None
         return wanted
 
-    def _under_policies(self, wanted: dict[Branch, Tensor | None], ctx: Context) -> Predictions:
-        skipped = [
-            (policy, place, branch)
-            for policy, place in ctx.plan.policies
-            for branch in _asked(policy, place, wanted, ctx)
-        ]
-        for _, _, branch in skipped:
-            wanted.pop(branch, None)
-        values = self.evaluator(wanted, ctx)
-        predictions = Predictions(ctx.plan.base, values)
-        for policy, place, branch in skipped:
-            ctx.place = place
-            values[branch], provenance = policy.fill(branch, predictions, ctx)
-            self.run.report.provided(branch.name, provenance)
-        return observed(predictions, ctx)
 
+def under_policies(
+    wanted: dict[Branch, Rows],
+    ctx: Context,
+    evaluate: Callable[[dict[Branch, Rows]], dict[Branch, Tensor]],
+) -> Predictions:
+    """The predictions of the wanted branches: those that no policy provides are evaluated.
 
-def observed(predictions: Predictions, ctx: Context) -> Predictions:
-    """The predictions, once every policy has seen them."""
+    Each policy decides about all its branches at once, the nearest to the terms first. What
+    another branch needs is evaluated all the same.
+    """
+    claims = _claims(wanted, ctx)
+    evaluated = ctx.evaluated = _left(wanted, claims, ctx)
+    values = evaluate(evaluated)
+    predictions = Predictions(ctx.plan.base, values)
+    for branch, (policy, place, _) in claims.items():
+        ctx.place = place
+        value, provenance = policy.fill(branch, predictions, ctx)
+        rows = evaluated.get(branch)
+        if rows is not None:  # some samples were evaluated
+            value = value.index_copy(0, rows, values[branch][rows])
+        values[branch] = value
+        ctx.run.report.provided(branch.name, provenance)
     for policy, place in ctx.plan.policies:
         ctx.place = place
         policy.observe(predictions, ctx)
     return predictions
+
+
+_Claim = tuple[Policy, Place, Rows]
+"""A policy that provides a branch, where it stands, and the rows it provides."""
+
+
+def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
+    plan, claims = ctx.plan, dict[Branch, _Claim]()
+    if plan.base not in wanted:
+        return {}  # nothing to stand on
+    for policy, place in reversed(plan.policies):
+        inside, outside = set[Branch](), {plan.base}
+        for at, planned in plan.terms.items():
+            mine = inside if at[: len(place) + 1] == (*place, 0) else outside
+            mine.update(b for _, positive, negative in planned for b in (positive, negative))
+        outside.update(branch for _, branch in plan.gradients.values())  # differentiated
+        free = inside - outside - claims.keys()
+        offered = {b: rows for b, rows in wanted.items() if b in free}
+        ctx.place = place
+        asked = policy.skip(offered, ctx)
+        for branch, rows in asked.items():
+            if branch not in offered:
+                what = "the base branch" if branch == plan.base else "a branch that is not its own,"
+                raise ValueError(f"{policy}: a policy may not skip {what} {branch.name!r}")
+            claims[branch] = (policy, place, rows)
+    return claims
+
+
+def _left(
+    wanted: dict[Branch, Rows], claims: dict[Branch, _Claim], ctx: Context
+) -> dict[Branch, Rows]:
+    """What is evaluated: the wanted without the claimed, and without what only those need.
+
+    Claims on what an evaluated branch needs are dropped.
+    """
+    for_itself = [b for b in wanted if b in ctx.plan.coefficients or b == ctx.plan.base]
+    left: dict[Branch, Rows] = {}
+    for branch in for_itself:
+        rows = wanted[branch]
+        if branch in claims:
+            provided = claims[branch][2]
+            if provided is None:
+                continue
+            off = torch.zeros(ctx.batch, dtype=torch.bool)
+            off[slice(None) if rows is None else rows.cpu()] = True
+            off[provided.cpu()] = False
+            if not bool(off.any()):
+                continue
+            rows = off.nonzero().flatten().to(provided.device)
+        left[branch] = rows
+    for branch in list(left):
+        _enter_needs(branch, left)
+    for branch, rows in left.items():
+        if rows is None:
+            claims.pop(branch, None)
+    return left
 
 
 def branches(guide: Guide) -> list[Branch]:
@@ -158,22 +223,14 @@ def branches(guide: Guide) -> list[Branch]:
     return list(found)
 
 
-def _asked(policy: Any, place: Any, wanted: dict[Branch, Any], ctx: Context) -> list[Branch]:
-    ctx.place = place
-    asked = [b for b in policy.skip(list(wanted), ctx) if b in wanted]
-    if ctx.plan.base in asked:
-        raise ValueError(f"{policy}: a policy may not skip the base branch {ctx.plan.base.name!r}")
-    return asked
-
-
-def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Tensor | None]:
+def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Rows]:
     """The branches to evaluate, each with its rows: `None` for all.
 
     A branch whose coefficients cancel is left out, also for single samples, unless a rule
     reads it or another branch needs it.
     """
     base = ctx.plan.base
-    needed: dict[Branch, Tensor | None] = {}
+    needed: dict[Branch, Rows] = {}
     # a rule sees single terms, so under rules only what no term weighs is left out
     active = ctx.plan.coefficients if guide.linear else _magnitudes(ctx.plan)
     cancels = guide.linear and _equals(active.get(base, 0.0), -1.0)
@@ -195,7 +252,7 @@ def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Tensor | None]:
     return needed
 
 
-def _enter_needs(branch: Branch, needed: dict[Branch, Tensor | None]) -> None:
+def _enter_needs(branch: Branch, needed: dict[Branch, Rows]) -> None:
     for need in branch.needs:
         needed[need] = None
         _enter_needs(need, needed)
