@@ -2,12 +2,15 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fairlead.attention import AttentionLayer, Kind, find_attention
 from fairlead.condition import Condition
+from fairlead.layers import match_layers
 from fairlead.parameters import choose, nearest
 from fairlead.prediction import PREDICTIONS, PredictionType, edm_input, to_x0
 from fairlead.schedules import Level, NoiseSchedule
@@ -39,6 +42,8 @@ class Denoiser:
         choices: Number of values of each index condition, for guides that draw one.
         models: Further denoisers by name, such as a `weak` checkpoint.
         autocast: Dtype of autocast around the network, or `None`.
+        grid: Height and width of a sample (or frames, height, width), where its shape does not
+            show them, for guides that need the grid of the tokens.
 
     Raises:
         ValueError: Unknown prediction type.
@@ -66,6 +71,7 @@ class Denoiser:
         choices: Mapping[str, int] | None = None,
         models: Mapping[str, "Denoiser"] | None = None,
         autocast: torch.dtype | None = None,
+        grid: tuple[int, ...] | None = None,
     ) -> None:
         choose("Denoiser", "prediction", prediction, PREDICTIONS)
         self.network = network
@@ -80,6 +86,7 @@ class Denoiser:
         self.choices = dict(choices or {})
         self.models: Mapping[str, Denoiser] = models or {}
         self.autocast = autocast
+        self.grid = grid
         first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
         self._times: dict[Any, Tensor] = {}
         self.device = first.device if first is not None else None
@@ -236,10 +243,21 @@ class Denoiser:
                 made[name] = self.module(self.embeddings[name])(value)
         return condition.replace(**made)
 
-    @property
-    def attention_layers(self) -> dict[str, nn.Module]:
-        """Self-attention cores by name, for guides that perturb them; empty if unknown."""
-        return dict(getattr(self.network, "attention_layers", {}))
+    @cached_property
+    def attention_layers(self) -> dict[str, AttentionLayer]:
+        """Attention layers by name, for guides that read or change them; empty if unknown."""
+        return find_attention(self.network)
+
+    def match_attention(
+        self, owner: str, patterns: str | tuple[str, ...], kinds: Iterable[Kind]
+    ) -> list[AttentionLayer]:
+        """The attention layers of some kinds that patterns name (`fairlead.layers`).
+
+        Raises:
+            ValueError: A pattern names none; lists those that exist.
+        """
+        known = {n: a for n, a in self.attention_layers.items() if a.kind in kinds}
+        return match_layers(owner, patterns, known, f"{' or '.join(kinds)} attention layer")
 
     def module(self, name: str) -> nn.Module:
         """A module of the network by name.

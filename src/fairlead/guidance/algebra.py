@@ -282,6 +282,8 @@ class Term(Node, Guide):
             )
         if planned:
             ctx.plan.enter(place, planned)
+            for branch, capture in self.captures:
+                ctx.plan.capture(self.seen(branch, ctx, gains), capture)
 
     @staticmethod
     def weigh(
@@ -413,6 +415,8 @@ class Pipe(Guide):
             ctx.plan.look_at(ctx.plan.base)
             for branch in self.right.needs:
                 ctx.plan.look_at(Term.seen(branch, ctx, gains))
+            for branch, capture in self.right.captures:
+                ctx.plan.capture(Term.seen(branch, ctx, gains), capture)
 
     def update(
         self, predictions: Predictions, ctx: Context, place: Place

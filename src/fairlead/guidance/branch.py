@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from fairlead.attention import Attended, AttentionLayer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.parameters import nearest
@@ -48,6 +49,41 @@ class Perturbation(ABC):
         """
 
 
+class AttentionPerturbation(ABC):
+    """Changes attention in some layers, for the rows of one branch only."""
+
+    @abstractmethod
+    def layers(self, denoiser: Denoiser) -> list[AttentionLayer]:
+        """The layers it acts on.
+
+        Raises:
+            ValueError: The network has none of them; lists what exists.
+        """
+
+    @abstractmethod
+    def __call__(self, call: Attended, rows: Sequence[int], ctx: "Context") -> Tensor:
+        """What the attention call returns for the rows of its branch.
+
+        `rows` are the samples of the batch that these rows belong to.
+        """
+
+
+class Capture(ABC):
+    """What is kept of the attention of a branch, layer by layer; a hashable value."""
+
+    @abstractmethod
+    def layers(self, denoiser: Denoiser) -> list[AttentionLayer]:
+        """The layers it reads.
+
+        Raises:
+            ValueError: The network has none of them; lists what exists.
+        """
+
+    @abstractmethod
+    def __call__(self, call: Attended) -> Tensor | None:
+        """What is kept of a call, `(M, ...)`; `None` keeps nothing."""
+
+
 class Point(ABC):
     """Moves the input of a branch away from `x`, given the predictions it needs."""
 
@@ -78,7 +114,7 @@ class Branch:
     nulled: tuple[str, ...] = ()
     model: str = ""
     transforms: tuple[Transform, ...] = ()
-    perturbations: tuple[Perturbation, ...] = ()
+    perturbations: tuple[Perturbation | AttentionPerturbation, ...] = ()
     needs: tuple["Branch", ...] = ()
     point: Point | None = None
 
@@ -95,6 +131,9 @@ class Branch:
         return replace(self, transforms=(*self.transforms, transform))
 
 
+Maps = dict[tuple[Branch, Capture], dict[str, list[Tensor]]]
+"""What was kept of the attention of branches, by layer."""
+
 COND = Branch("cond")
 NULL = Branch("null", state="null")
 
@@ -106,9 +145,12 @@ class Predictions(Mapping[Branch | str, Tensor]):
         base: The prediction that terms are added to, usually `cond`.
     """
 
-    def __init__(self, base: Branch, values: dict[Branch, Tensor]) -> None:
+    def __init__(
+        self, base: Branch, values: dict[Branch, Tensor], maps: Maps | None = None
+    ) -> None:
         self.values_by_branch = values
         self.base_branch = base
+        self._maps = maps or {}
 
     @property
     def base(self) -> Tensor:
@@ -121,6 +163,14 @@ class Predictions(Mapping[Branch | str, Tensor]):
             if branch.name == key:
                 return value
         raise KeyError(f"predictions: no branch {key!r}; {nearest(key, self.names)}")
+
+    def maps(self, branch: Branch, capture: Capture) -> dict[str, list[Tensor]]:
+        """What was kept of a branch's attention by layer, one tensor `(M, ...)` a call.
+
+        `M` is the batch, or a multiple of it where a layer folds another axis into it. Empty for
+        a branch that a policy provided.
+        """
+        return self._maps.get((branch, capture), {})
 
     @property
     def names(self) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairlead.denoiser import Denoiser, working_dtype
 from fairlead.energy.base import Energy, find
-from fairlead.guidance.branch import COND, Branch, Predictions
+from fairlead.guidance.branch import COND, Branch, Capture, Maps, Predictions
 from fairlead.guidance.report import Report
 from fairlead.schedules import Level
 
@@ -162,11 +162,13 @@ class Plan:
         through: Branches whose prediction is differentiated in `x`.
         apart: Whether an active term moves the `denoise` end alone.
         moves: Terms that move the sample before the step, with their places.
+        captures: What is kept of the attention of branches.
     """
 
     __slots__ = (
         "apart",
         "base",
+        "captures",
         "coefficients",
         "gradients",
         "moves",
@@ -188,6 +190,7 @@ class Plan:
         self.through: set[Branch] = set()
         self.apart = False
         self.moves: list[tuple[Term, Place]] = []
+        self.captures: dict[Branch, list[Capture]] = {}
 
     def enter(self, place: Place, differences: list[Planned]) -> None:
         """Enters what an active term adds."""
@@ -199,6 +202,13 @@ class Plan:
     def want(self, branch: Branch, coefficient: Weight) -> None:
         """Adds to the coefficient of a branch."""
         self.coefficients[branch] = self.coefficients.get(branch, 0.0) + coefficient
+
+    def capture(self, branch: Branch, capture: Capture) -> None:
+        """Keeps something of a branch's attention, for `Predictions.maps`; the branch is wanted."""
+        self.look_at(branch)
+        kept = self.captures.setdefault(branch, [])
+        if capture not in kept:
+            kept.append(capture)
 
     def look_at(self, branch: Branch) -> None:
         """Wants a branch whatever its coefficient."""
@@ -223,6 +233,7 @@ class Context:
         ndim: Number of dimensions of `x`.
         done: Predictions so far, for what depends on them before all are there.
         renoising: Whether the update that is asked for is that of the `renoise` end.
+        maps: What was kept of the attention of branches at this evaluation.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
     """
@@ -248,6 +259,7 @@ class Context:
         self.batch = batch if x is None else x.shape[0]
         self.ndim = ndim if x is None else x.ndim
         self.plan = Plan()
+        self.maps: Maps = {}
         self.weight: Weight = 1.0
         self.place: Place = ()
         self.done: Predictions | None = None

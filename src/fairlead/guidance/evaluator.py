@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fairlead.condition import Condition, concatenate
 from fairlead.denoiser import Denoiser, working_dtype
-from fairlead.guidance.branch import Branch, Predictions
+from fairlead.guidance.branch import Branch, Maps, Predictions
 from fairlead.guidance.context import Context
 from fairlead.guidance.hooks import Span, perturbed
 from fairlead.parameters import nearest
@@ -87,7 +87,8 @@ class Evaluator:
         if stack is not None and wanted is stack.wanted and not ctx.plan.through:
             return self._again(stack, ctx)
         done: dict[Branch, Tensor] = {}
-        ctx.done = Predictions(ctx.plan.base, done)
+        ctx.maps = {}
+        ctx.done = Predictions(ctx.plan.base, done, ctx.maps)
         left = dict(wanted)
         while left:
             ready = {b: r for b, r in left.items() if all(n in done for n in b.needs)}
@@ -122,9 +123,12 @@ class Evaluator:
 
     def _plain_stack(self, wanted: dict[Branch, Tensor | None], ctx: Context) -> _Stack | None:
         """The calls for these branches, if they will be the same whenever they are asked."""
-        if any(
-            rows is not None or b.transforms or b.perturbations or b.needs or b.point
-            for b, rows in wanted.items()
+        if (
+            any(
+                rows is not None or b.transforms or b.perturbations or b.needs or b.point
+                for b, rows in wanted.items()
+            )
+            or ctx.plan.captures
         ):
             return None
         models = {b.model for b in wanted}
@@ -250,7 +254,7 @@ class Evaluator:
         x = ctx.x
         assert x is not None
         if branch.point is not None:
-            x = branch.point(x, Predictions(ctx.plan.base, done), ctx)
+            x = branch.point(x, Predictions(ctx.plan.base, done, ctx.maps), ctx)
         condition = self.condition(branch, ctx)
         if rows is not None:
             x, condition = x[rows], condition.rows(rows)
@@ -268,9 +272,10 @@ class Evaluator:
         spans: list[Span] = []
         start = 0
         for request, size in zip(requests, sizes, strict=True):
-            if request.branch.perturbations:
+            captures = ctx.plan.captures.get(request.branch, ())
+            if request.branch.perturbations or captures:
                 samples = range(size) if request.rows is None else request.rows.tolist()
-                spans += [Span(start, samples, p) for p in request.branch.perturbations]
+                spans.append(Span(start, samples, request.branch, captures))
             start += size
         predict = denoiser.predict
         if graph and self.checkpoint and not spans:  # hooks would be gone when it is repeated
@@ -287,8 +292,10 @@ class Evaluator:
             whole = first == 0 and last == start
             chunk = condition if whole else condition.rows(slice(first, last))
             level = ctx.level if whole else _rows_of(ctx.level, requests, first, last)
-            with perturbed(denoiser, local, ctx):
+            maps: Maps = {}
+            with perturbed(denoiser, local, ctx, last - first, maps):
                 parts.append(predict(x if whole else x[first:last], level, chunk))
+            _append(ctx.maps, maps)
             ctx.run.report.calls += 1
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
         return [output] if len(requests) == 1 else list(torch.split(output, sizes))
@@ -305,6 +312,16 @@ class Evaluator:
         if fixed:
             self._stacked[key] = stacked
         return stacked
+
+
+def _append(maps: Maps, more: Maps) -> None:
+    """Adds the rows of a further chunk to what was kept."""
+    for key, layers in more.items():
+        kept = maps.setdefault(key, {})
+        for name, calls in layers.items():
+            before = kept.get(name)
+            pairs = zip(before, calls, strict=True) if before else ()
+            kept[name] = [torch.cat(pair) for pair in pairs] if before else calls
 
 
 def _rows_of(level: Level, requests: list[_Request], first: int, last: int) -> Level:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairlead.guidance.algebra import Guide, Policy, Rows, Rule, Schedule, Term
-from fairlead.guidance.branch import COND, Branch, Predictions
+from fairlead.guidance.branch import COND, AttentionPerturbation, Branch, Predictions
 from fairlead.guidance.context import Context, Place, Plan, Run, Weight, magnitude
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.prediction import Prediction
@@ -60,8 +60,13 @@ class GuidedModel:
             denoiser = self.evaluator.model(branch.model)
             self.evaluator.check(branch)
             for perturbation in branch.perturbations:
-                perturbation.modules(denoiser)
+                if isinstance(perturbation, AttentionPerturbation):
+                    perturbation.layers(denoiser)
+                else:
+                    perturbation.modules(denoiser)
         for node in self.guide.nodes():
+            for branch, capture in node.captures:
+                capture.layers(self.evaluator.model(branch.model))
             if isinstance(node, Schedule):
                 node.check(self.evaluator.denoiser, self.run)
 
@@ -101,7 +106,8 @@ class GuidedModel:
             if ctx.plan.policies:
                 predictions = under_policies(wanted, ctx, lambda left: self.evaluator(left, ctx))
             else:
-                predictions = Predictions(ctx.plan.base, self.evaluator(wanted, ctx))
+                values = self.evaluator(wanted, ctx)
+                predictions = Predictions(ctx.plan.base, values, ctx.maps)
             self.last = finish(self.guide, predictions, ctx)
         finally:
             ctx.release()
@@ -137,7 +143,7 @@ def under_policies(
     claims = _claims(wanted, ctx)
     evaluated = ctx.evaluated = _left(wanted, claims, ctx)
     values = evaluate(evaluated)
-    predictions = Predictions(ctx.plan.base, values)
+    predictions = Predictions(ctx.plan.base, values, ctx.maps)
     for branch, (policy, place, _) in claims.items():
         ctx.place = place
         value, provenance = policy.fill(branch, predictions, ctx)
