@@ -6,7 +6,7 @@
 True
 """
 
-from fairlead import adapters, energy, exact, metrics, prediction, samplers, schedules
+from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
@@ -52,6 +52,7 @@ __all__ = [
     "guide",
     "load",
     "metrics",
+    "nulls",
     "prediction",
     "register",
     "sample",

@@ -302,6 +302,8 @@ class Term(Node, Guide):
     @staticmethod
     def seen(branch: Branch, ctx: Context, gains: Gains) -> Branch:
         """A branch under the schedules over the term."""
+        if branch.nulled or branch.taken:
+            branch = branch.among(ctx.conditions)
         for schedule in gains:
             branch = schedule.branch(branch, ctx)
         return branch

@@ -44,6 +44,7 @@ class Run:
         record: Whether the report keeps the norm of each term at each step.
         levels: The levels that the sampler walks, `steps + 1` of them, if known.
         energies: Energies by name, for guides that ask for one.
+        masks: Masks by name, for guides that act on a region.
         reference: Clean samples that a guide may refer to, such as the source of an edit,
             `(B, ...)`.
     """
@@ -58,6 +59,7 @@ class Run:
         record: bool = True,
         levels: Sequence[Level] = (),
         energies: Mapping[str, Any] | None = None,
+        masks: Mapping[str, Tensor] | None = None,
         reference: Tensor | None = None,
     ) -> None:
         self.seed = seed
@@ -68,6 +70,7 @@ class Run:
         self.check = check
         self.levels = tuple(levels)
         self.energies = dict(energies or {})
+        self.masks = dict(masks or {})
         self.reference = reference
         self.memory: dict[str, Any] = {}
         self.report = Report(record)
@@ -115,13 +118,20 @@ class Run:
         Drawn in float32 on the CPU, so that it is the same on every device and dtype. `rows`
         says which samples of the batch `like` holds, where it is not all of them.
         """
+        return self._normal(like, key, self.step, count, rows)
+
+    def fixed(self, like: Tensor, key: str, rows: Sequence[int] | None = None) -> Tensor:
+        """As `normal`, but the same in every step of the run."""
+        return self._normal(like, key, -2, 0, rows)
+
+    def _normal(
+        self, like: Tensor, key: str, step: int, count: int, rows: Sequence[int] | None
+    ) -> Tensor:
         tag = zlib.crc32(key.encode())
         noise = torch.empty(like.shape, dtype=torch.float32)
         generator = torch.Generator()
         for row, index in zip(noise, self._indices(len(like), rows), strict=True):
-            row.normal_(
-                generator=generator.manual_seed(_mix(self.seed, index, self.step, tag, count))
-            )
+            row.normal_(generator=generator.manual_seed(_mix(self.seed, index, step, tag, count)))
         return noise.to(like)
 
     def integers(self, batch: int, high: int, key: str) -> Tensor:
@@ -129,6 +139,15 @@ class Run:
         tag = zlib.crc32(key.encode())
         drawn = [_mix(self.seed, index, self.step, tag, 0) % high for index in self._indices(batch)]
         return torch.tensor(drawn)
+
+    def uniform(self, batch: int | None, key: str) -> list[float]:
+        """Numbers in [0, 1), one a sample, or one for all of them where `batch` is `None`.
+
+        A function of seed, step and key, and of the sample where there is one each.
+        """
+        tag = zlib.crc32(key.encode())
+        indices = (-1,) if batch is None else self._indices(batch)
+        return [_mix(self.seed, i, self.step, tag, 0) / 2.0**63 for i in indices]
 
     def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
         if rows is not None:
@@ -233,6 +252,7 @@ class Context:
         ndim: Number of dimensions of `x`.
         done: Predictions so far, for what depends on them before all are there.
         renoising: Whether the update that is asked for is that of the `renoise` end.
+        conditions: Names of the conditions, where they are known.
         maps: What was kept of the attention of branches at this evaluation.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
@@ -258,6 +278,7 @@ class Context:
         self._like = like  # where there is no x: a prediction, for dtype and device
         self.batch = batch if x is None else x.shape[0]
         self.ndim = ndim if x is None else x.ndim
+        self.conditions: frozenset[str] = frozenset()
         self.plan = Plan()
         self.maps: Maps = {}
         self.weight: Weight = 1.0

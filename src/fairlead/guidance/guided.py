@@ -12,6 +12,7 @@ from fairlead.guidance.algebra import Guide, Policy, Rows, Rule, Schedule, Term
 from fairlead.guidance.branch import COND, AttentionPerturbation, Branch, Predictions
 from fairlead.guidance.context import Context, Place, Plan, Run, Weight, magnitude
 from fairlead.guidance.evaluator import Evaluator
+from fairlead.guidance.masks import require_masks
 from fairlead.prediction import Prediction
 from fairlead.schedules import Level
 
@@ -50,15 +51,19 @@ class GuidedModel:
         """Asks for every branch that the guide can want, so that what is missing is named now.
 
         Raises:
-            ValueError: A condition state, a null, a model or a layer is missing, or a schedule
-                or policy cannot serve the model or the run.
+            ValueError: A condition state, a null, a model, a layer or a mask is missing, or a
+                schedule or policy cannot serve the model or the run.
         """
         for node in self.guide.nodes():
             for name in getattr(node, "energies", ()):
                 node.suits(self.run.energy(node.name, name))  # type: ignore[attr-defined]
+        require_masks(self.guide, self.run)
         for branch in branches(self.guide):
             denoiser = self.evaluator.model(branch.model)
-            self.evaluator.check(branch)
+            known = self.evaluator.conditions
+            condition = self.evaluator.check(branch.among(known), self.run)
+            for transform in branch.transforms:
+                transform.check(condition, denoiser)
             for perturbation in branch.perturbations:
                 if isinstance(perturbation, AttentionPerturbation):
                     perturbation.layers(denoiser)
@@ -118,6 +123,7 @@ class GuidedModel:
         ctx = self.ctx
         if ctx is None or ctx.batch != x.shape[0]:
             ctx = self.ctx = Context(x, level, self.run, self.evaluator.denoiser)
+            ctx.conditions = self.evaluator.conditions
             self.wanted = None
         ctx.move(x, level, self.start or level)
         return ctx
@@ -239,17 +245,19 @@ def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Rows]:
     needed: dict[Branch, Rows] = {}
     # a rule sees single terms, so under rules only what no term weighs is left out
     active = ctx.plan.coefficients if guide.linear else _magnitudes(ctx.plan)
-    cancels = guide.linear and _equals(active.get(base, 0.0), -1.0)
+    # what cancels in a sum of several is 0 but for rounding
+    slack = 1e-12 if sum(map(len, ctx.plan.terms.values())) > 1 else 0.0
+    cancels = guide.linear and _near(active.get(base, 0.0), -1.0, slack)
     if not cancels or base in ctx.plan.read:
         needed[base] = None
     for branch, coefficient in active.items():
         if branch == base:
             continue
         read = branch in ctx.plan.read
-        if not read and _equals(coefficient, 0.0):
+        if not read and _near(coefficient, 0.0, slack):
             continue
         rows = None
-        if not read and isinstance(coefficient, Tensor) and coefficient.numel() == ctx.batch:
+        if not read and isinstance(coefficient, Tensor) and _per_sample(coefficient, ctx.batch):
             on = coefficient.flatten() != 0
             rows = None if bool(on.all()) else on.nonzero().flatten()
         needed[branch] = rows
@@ -275,6 +283,15 @@ def _magnitudes(plan: Plan) -> dict[Branch, Weight]:
 
 def _equals(weight: float | Tensor, value: float) -> bool:
     return not isinstance(weight, Tensor) and weight == value
+
+
+def _near(weight: Weight, value: float, slack: float) -> bool:
+    return not isinstance(weight, Tensor) and abs(weight - value) <= slack
+
+
+def _per_sample(weight: Tensor, batch: int) -> bool:
+    """Whether it is one number a sample, and no mask."""
+    return weight.ndim > 0 and len(weight) == batch == weight.numel()
 
 
 def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
