@@ -14,13 +14,14 @@ from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
 from fairlead.guidance.evaluator import Batching, Evaluator
-from fairlead.guidance.guided import GuidedModel
+from fairlead.guidance.guided import GuidedModel, Reward
 from fairlead.guidance.masks import fitted
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose
 from fairlead.samplers.base import Sampler
 from fairlead.samplers.base import get as get_sampler
+from fairlead.samplers.particles import shares
 from fairlead.schedules import Level, Spacing
 
 
@@ -55,6 +56,8 @@ class Result:
         report: Branches, provenance and norms of the terms for each evaluation.
         guide: The guide.
         level: The level of `x`: clean data, unless sampling was interrupted.
+        weights: `(n,)` weight of each sample among those under the same condition, adding up
+            to 1 there; `None` where all count the same.
     """
 
     x: Tensor
@@ -62,6 +65,7 @@ class Result:
     report: Report
     guide: Guide
     level: Level
+    weights: Tensor | None = None
 
     def describe(self) -> Any:
         """The guide's branches and cost, and the norm of each term at each step."""
@@ -92,6 +96,7 @@ def sample(
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
     energies: Mapping[str, Any] | None = None,
+    rewards: Mapping[str, Reward] | None = None,
     masks: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
     reference: Tensor | None = None,
@@ -126,6 +131,8 @@ def sample(
         models: Further denoisers by name, such as `weak`.
         energies: Energies by name (`fl.energy`, or functions of a clean estimate), for guides that
             ask for one by name.
+        rewards: Functions from clean samples `(n, ...)` to scores `(n,)`, for samplers that
+            choose among samples, such as `steering`.
         masks: Masks by name, for guides that act on a region, in [0, 1]: shaped like one sample,
             or like the batch, sizes of 1 where they do not change.
         x: Where to start, at the grid's first level, instead of noise.
@@ -207,8 +214,9 @@ def sample(
         max_batch=max_batch,
         checkpoint=checkpoint,
     )
-    model = GuidedModel(guide, evaluator, run)
+    model = GuidedModel(guide, evaluator, run, rewards)
     model.check()
+    rule.check(model)
     if x is None:
         x = levels[0].sigma * run.normal(like, "start")
     else:
@@ -228,9 +236,9 @@ def sample(
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
-        raise Interrupted(_result(x, run, guide, reached)) from None
+        raise Interrupted(_result(x, model, reached)) from None
     run.report.seconds = time.perf_counter() - began
-    return _result(x, run, guide, reached)
+    return _result(x, model, reached)
 
 
 def _differentiable(guide: Guide) -> None:
@@ -243,9 +251,12 @@ def _differentiable(guide: Guide) -> None:
         )
 
 
-def _result(x: Tensor, run: Run, guide: Guide, level: Level) -> Result:
-    nfe = torch.as_tensor(run.report.nfe).expand(len(x)).cpu()
-    return Result(x, nfe, run.report, guide, level)
+def _result(x: Tensor, model: GuidedModel, level: Level) -> Result:
+    report = model.run.report
+    nfe = torch.as_tensor(report.nfe).expand(len(x)).cpu()
+    log_weights = model.carried.get("log_weights")
+    weights = None if log_weights is None else shares(log_weights, model.groups)
+    return Result(x, nfe, report, model.guide, level, weights)
 
 
 def _shape(

@@ -108,6 +108,7 @@ class GradientTerm(Term):
         branch = self.seen(self.clean, ctx, gains)
         ctx.plan.terms.setdefault(place, [])
         ctx.plan.gradients[place] = (weight, branch)
+        ctx.plan.affine = False
         ctx.plan.look_at(branch)
         if self.differentiates(ctx):
             ctx.plan.through.add(branch)
