@@ -1,7 +1,7 @@
 """`fl.sample`: from a denoiser and a guide to samples."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -33,6 +33,9 @@ class Step:
         x: The sample there, `(n, ...)`.
         denoised: The last guided clean estimate.
         report: The log so far.
+        predictions: The clean estimates of the last evaluation by branch name, those that a
+            policy provided among them.
+        noises: The noise that each leaves in the sample that was evaluated.
     """
 
     index: int
@@ -41,6 +44,8 @@ class Step:
     x: Tensor
     denoised: Tensor
     report: Report
+    predictions: Mapping[str, Tensor] = field(default_factory=dict)
+    noises: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,12 +205,21 @@ def sample(
                 tick()
                 if callback is not None:
                     denoised = model.last.denoise if model.last else x
-                    callback(Step(run.step, steps, t, x, denoised, run.report))
+                    seen = _seen(model)
+                    callback(Step(run.step, steps, t, x, denoised, run.report, *seen))
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
         raise Interrupted(_result(x, run, guide, reached)) from None
     return _result(x, run, guide, reached)
+
+
+def _seen(model: GuidedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Clean estimates and noises of the last evaluation, by branch name."""
+    if model.predictions is None or model.ctx is None:
+        return {}, {}
+    clean = {b.name: v for b, v in model.predictions.values_by_branch.items()}
+    return clean, {k: model.ctx.noise(v) for k, v in clean.items()}
 
 
 def _result(x: Tensor, run: Run, guide: Guide, level: Level) -> Result:

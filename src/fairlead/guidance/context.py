@@ -1,7 +1,7 @@
 """What a guide knows at a step (`Context`) and remembers between steps (`Run`)."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -188,6 +188,7 @@ class Context:
         ndim: Number of dimensions of `x`.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
+        offered: Branches and rows that each policy was offered, by place.
     """
 
     def __init__(
@@ -214,6 +215,7 @@ class Context:
         self.weight: Weight = 1.0
         self.place: Place = ()
         self.evaluated: dict[Branch, Tensor | None] = {}
+        self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""

@@ -33,6 +33,7 @@ class GuidedModel:
         self.memory: dict[str, Any] = run.memory
         self.start: Level | None = None
         self.last: Prediction | None = None
+        self.predictions: Predictions | None = None
         self.ctx: Context | None = None
         self.wanted: dict[Branch, Rows] | None = None
         self._drawn = 0
@@ -91,6 +92,7 @@ class GuidedModel:
             predictions = under_policies(wanted, ctx, lambda left: self.evaluator(left, ctx))
         else:
             predictions = Predictions(ctx.plan.base, self.evaluator(wanted, ctx))
+        self.predictions = predictions
         self.last = finish(self.guide, predictions, ctx)
         run.stage += 1
         return self.last
@@ -130,6 +132,7 @@ _Claim = tuple[Policy, Place, Rows]
 
 def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
     plan, claims = ctx.plan, dict[Branch, _Claim]()
+    ctx.offered = {}
     if plan.base not in wanted:
         return {}  # nothing to stand on
     for policy, place in reversed(plan.policies):
@@ -139,7 +142,7 @@ def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
             mine.update(b for _, positive, negative in planned for b in (positive, negative))
         free = inside - outside - claims.keys()
         offered = {b: rows for b, rows in wanted.items() if b in free}
-        ctx.place = place
+        ctx.place, ctx.offered[place] = place, offered
         asked = policy.skip(offered, ctx)
         for branch, rows in asked.items():
             if branch not in offered:
