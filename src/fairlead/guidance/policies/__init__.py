@@ -3,5 +3,6 @@
 from fairlead.guidance.policies.adaptive import AdaptiveGuidance
 from fairlead.guidance.policies.cache import Cache
 from fairlead.guidance.policies.linear import LinearGuidance
+from fairlead.guidance.policies.rcfg import ResidualCFG
 
-__all__ = ["AdaptiveGuidance", "Cache", "LinearGuidance"]
+__all__ = ["AdaptiveGuidance", "Cache", "LinearGuidance", "ResidualCFG"]
