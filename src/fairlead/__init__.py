@@ -6,7 +6,7 @@
 True
 """
 
-from fairlead import adapters, exact, metrics, prediction, samplers, schedules
+from fairlead import adapters, exact, metrics, nulls, prediction, samplers, schedules
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear
@@ -51,6 +51,7 @@ __all__ = [
     "guide",
     "load",
     "metrics",
+    "nulls",
     "prediction",
     "register",
     "sample",

@@ -14,6 +14,7 @@ from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
 from fairlead.guidance.evaluator import Batching, Evaluator
 from fairlead.guidance.guided import GuidedModel
+from fairlead.guidance.masks import fitted
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose
@@ -94,6 +95,7 @@ def sample(
     negative: Mapping[str, Any] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
+    masks: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
     reference: Tensor | None = None,
     batching: Batching = "batched",
@@ -121,8 +123,11 @@ def sample(
         first: Index of the first sample.
         spacing: How the levels are spread; default: the schedule's own.
         negative: Negative condition: short for `states={"negative": ...}`.
-        states: Further conditions by name, for branches that ask for them.
+        states: Further conditions by name, for branches that ask for them. A name that one of
+            them lacks keeps the value of `condition`; an empty one asks for nothing.
         models: Further denoisers by name, such as `weak`.
+        masks: Masks by name, for guides that act on a region, in [0, 1]: shaped like one sample,
+            or like the batch, sizes of 1 where they do not change.
         x: Where to start, at the grid's first level, instead of noise.
         reference: Clean samples that the guide refers to, such as the images that are edited;
             as many as are drawn, or one for all.
@@ -165,13 +170,14 @@ def sample(
     given = {"cond": condition or {}, **(states or {})}
     if negative is not None:
         given["negative"] = negative
-    conditions = {k: Condition(v) for k, v in given.items()}
+    conditions = {k: Condition({**given["cond"], **v} if v else v) for k, v in given.items()}
     size = _shape(denoiser, conditions, n, shape, x)
     device = denoiser.device or torch.device("cpu")
     conditions = {k: c.expand(size[0]).to(device) for k, c in conditions.items()}
     for given_condition in conditions.values():
         denoiser.check(given_condition)
     levels = denoiser.schedule.grid(steps, spacing)
+    like = torch.empty(size, dtype=dtype, device=device)
     if reference is not None:
         if tuple(reference.shape) not in (size, (1, *size[1:])):
             raise ValueError(
@@ -185,16 +191,13 @@ def sample(
         steps,
         check=check,
         record=record,
+        masks=fitted(masks or {}, like),
         reference=reference,
     )
     evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
     model = GuidedModel(guide, evaluator, run)
     model.check()
-    if x is None:
-        like = torch.empty(size, dtype=dtype, device=device)
-        x = levels[0].sigma * run.normal(like, "start")
-    else:
-        x = x.to(device, dtype)
+    x = levels[0].sigma * run.normal(like, "start") if x is None else x.to(device, dtype)
     reached = levels[0]
     try:
         with torch.no_grad(), _bar(progress, steps) as tick:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ NULL = -1
 
 CLEAN = Level(0.0, 1.0, 0.0)
 
-Label = int | Tensor | None
-"""A class for all samples, `(B,)` classes, or `None` for the marginal."""
+Label = int | Tensor | Mapping[str, Any] | None
+"""A class for all samples, `(B,)` classes, or `None` for the marginal; values by name, for a
+mixture with several conditions."""
 
 
 class Distribution(ABC):

@@ -278,6 +278,8 @@ class Term(Node, Guide):
             )
         if planned:
             ctx.plan.enter(place, planned)
+            for branch, capture in self.captures:
+                ctx.plan.capture(self.seen(branch, ctx, gains), capture)
 
     @staticmethod
     def weigh(
@@ -296,6 +298,8 @@ class Term(Node, Guide):
     @staticmethod
     def seen(branch: Branch, ctx: Context, gains: Gains) -> Branch:
         """A branch under the schedules over the term."""
+        if branch.nulled or branch.taken:
+            branch = branch.among(ctx.conditions)
         for schedule in gains:
             branch = schedule.branch(branch, ctx)
         return branch
@@ -405,6 +409,8 @@ class Pipe(Guide):
             ctx.plan.look_at(ctx.plan.base)
             for branch in self.right.needs:
                 ctx.plan.look_at(Term.seen(branch, ctx, gains))
+            for branch, capture in self.right.captures:
+                ctx.plan.capture(Term.seen(branch, ctx, gains), capture)
 
     def update(
         self, predictions: Predictions, ctx: Context, place: Place

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fairlead.guidance.algebra import Guide, Policy, Rows, Rule, Schedule, Term
-from fairlead.guidance.branch import COND, Branch, Predictions
+from fairlead.guidance.branch import COND, AttentionPerturbation, Branch, Predictions
 from fairlead.guidance.context import Context, Place, Plan, Run, Weight, magnitude
 from fairlead.guidance.evaluator import Evaluator
+from fairlead.guidance.masks import require_masks
 from fairlead.prediction import Prediction
 from fairlead.schedules import Level
 
@@ -50,15 +51,24 @@ class GuidedModel:
         """Asks for every branch that the guide can want, so that what is missing is named now.
 
         Raises:
-            ValueError: A condition state, a null, a model or a layer is missing, or a schedule
-                or policy cannot serve the model or the run.
+            ValueError: A condition state, a null, a model, a layer or a mask is missing, or a
+                schedule or policy cannot serve the model or the run.
         """
+        require_masks(self.guide, self.run)
         for branch in branches(self.guide):
             denoiser = self.evaluator.model(branch.model)
-            self.evaluator.check(branch)
+            known = self.evaluator.conditions
+            condition = self.evaluator.check(branch.among(known), self.run)
+            for transform in branch.transforms:
+                transform.check(condition, denoiser)
             for perturbation in branch.perturbations:
-                perturbation.modules(denoiser)
+                if isinstance(perturbation, AttentionPerturbation):
+                    perturbation.layers(denoiser)
+                else:
+                    perturbation.modules(denoiser)
         for node in self.guide.nodes():
+            for branch, capture in node.captures:
+                capture.layers(self.evaluator.model(branch.model))
             if isinstance(node, Schedule):
                 node.check(self.evaluator.denoiser, self.run)
 
@@ -78,6 +88,7 @@ class GuidedModel:
         run, ctx = self.run, self.ctx
         if ctx is None or ctx.batch != x.shape[0]:
             ctx = self.ctx = Context(x, level, run, self.evaluator.denoiser)
+            ctx.conditions = self.evaluator.conditions
             self.wanted = None
         ctx.move(x, level, self.start or level)
         if self.wanted is None or gain != 1.0 or not self.guide.steady:
@@ -91,7 +102,8 @@ class GuidedModel:
         if ctx.plan.policies:
             predictions = under_policies(wanted, ctx, lambda left: self.evaluator(left, ctx))
         else:
-            predictions = Predictions(ctx.plan.base, self.evaluator(wanted, ctx))
+            values = self.evaluator(wanted, ctx)
+            predictions = Predictions(ctx.plan.base, values, ctx.maps)
         self.predictions = predictions
         self.last = finish(self.guide, predictions, ctx)
         run.stage += 1
@@ -106,12 +118,12 @@ def under_policies(
     """The predictions of the wanted branches: those that no policy provides are evaluated.
 
     Each policy decides about all its branches at once, the nearest to the terms first. What
-    another branch needs is evaluated all the same.
+    another branch needs, or whose attention is read, is evaluated all the same.
     """
     claims = _claims(wanted, ctx)
     evaluated = ctx.evaluated = _left(wanted, claims, ctx)
     values = evaluate(evaluated)
-    predictions = Predictions(ctx.plan.base, values)
+    predictions = Predictions(ctx.plan.base, values, ctx.maps)
     for branch, (policy, place, _) in claims.items():
         ctx.place = place
         value, provenance = policy.fill(branch, predictions, ctx)
@@ -140,7 +152,7 @@ def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
         for at, planned in plan.terms.items():
             mine = inside if at[: len(place) + 1] == (*place, 0) else outside
             mine.update(b for _, positive, negative in planned for b in (positive, negative))
-        free = inside - outside - claims.keys()
+        free = inside - outside - claims.keys() - plan.captures.keys()
         offered = {b: rows for b, rows in wanted.items() if b in free}
         ctx.place, ctx.offered[place] = place, offered
         asked = policy.skip(offered, ctx)
@@ -206,17 +218,19 @@ def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Rows]:
     needed: dict[Branch, Rows] = {}
     # a rule sees single terms, so under rules only what no term weighs is left out
     active = ctx.plan.coefficients if guide.linear else _magnitudes(ctx.plan)
-    cancels = guide.linear and _equals(active.get(base, 0.0), -1.0)
+    # what cancels in a sum of several is 0 but for rounding
+    slack = 1e-12 if sum(map(len, ctx.plan.terms.values())) > 1 else 0.0
+    cancels = guide.linear and _near(active.get(base, 0.0), -1.0, slack)
     if not cancels or base in ctx.plan.read:
         needed[base] = None
     for branch, coefficient in active.items():
         if branch == base:
             continue
         read = branch in ctx.plan.read
-        if not read and _equals(coefficient, 0.0):
+        if not read and _near(coefficient, 0.0, slack):
             continue
         rows = None
-        if not read and isinstance(coefficient, Tensor) and coefficient.numel() == ctx.batch:
+        if not read and isinstance(coefficient, Tensor) and _per_sample(coefficient, ctx.batch):
             on = coefficient.flatten() != 0
             rows = None if bool(on.all()) else on.nonzero().flatten()
         needed[branch] = rows
@@ -242,6 +256,15 @@ def _magnitudes(plan: Plan) -> dict[Branch, Weight]:
 
 def _equals(weight: float | Tensor, value: float) -> bool:
     return not isinstance(weight, Tensor) and weight == value
+
+
+def _near(weight: Weight, value: float, slack: float) -> bool:
+    return not isinstance(weight, Tensor) and abs(weight - value) <= slack
+
+
+def _per_sample(weight: Tensor, batch: int) -> bool:
+    """Whether it is one number a sample, and no mask."""
+    return weight.ndim > 0 and len(weight) == batch == weight.numel()
 
 
 def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
