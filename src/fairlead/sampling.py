@@ -13,13 +13,14 @@ from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
 from fairlead.guidance.evaluator import Batching, Evaluator
-from fairlead.guidance.guided import GuidedModel
+from fairlead.guidance.guided import GuidedModel, Reward
 from fairlead.guidance.masks import fitted
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose
 from fairlead.samplers.base import Sampler
 from fairlead.samplers.base import get as get_sampler
+from fairlead.samplers.particles import shares
 from fairlead.schedules import Level, Spacing
 
 
@@ -59,6 +60,8 @@ class Result:
         report: Branches, provenance and norms of the terms for each evaluation.
         guide: The guide.
         level: The level of `x`: clean data, unless sampling was interrupted.
+        weights: `(n,)` weight of each sample among those under the same condition, adding up
+            to 1 there; `None` where all count the same.
     """
 
     x: Tensor
@@ -66,6 +69,7 @@ class Result:
     report: Report
     guide: Guide
     level: Level
+    weights: Tensor | None = None
 
     def describe(self) -> Any:
         """The guide's branches and cost, and the norm of each term at each step."""
@@ -95,6 +99,7 @@ def sample(
     negative: Mapping[str, Any] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
+    rewards: Mapping[str, Reward] | None = None,
     masks: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
     reference: Tensor | None = None,
@@ -126,6 +131,8 @@ def sample(
         states: Further conditions by name, for branches that ask for them. A name that one of
             them lacks keeps the value of `condition`; an empty one asks for nothing.
         models: Further denoisers by name, such as `weak`.
+        rewards: Functions from clean samples `(n, ...)` to scores `(n,)`, for samplers that
+            choose among samples, such as `steering`.
         masks: Masks by name, for guides that act on a region, in [0, 1]: shaped like one sample,
             or like the batch, sizes of 1 where they do not change.
         x: Where to start, at the grid's first level, instead of noise.
@@ -195,8 +202,9 @@ def sample(
         reference=reference,
     )
     evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
-    model = GuidedModel(guide, evaluator, run)
+    model = GuidedModel(guide, evaluator, run, rewards)
     model.check()
+    rule.check(model)
     x = levels[0].sigma * run.normal(like, "start") if x is None else x.to(device, dtype)
     reached = levels[0]
     try:
@@ -213,8 +221,8 @@ def sample(
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
-        raise Interrupted(_result(x, run, guide, reached)) from None
-    return _result(x, run, guide, reached)
+        raise Interrupted(_result(x, model, reached)) from None
+    return _result(x, model, reached)
 
 
 def _seen(model: GuidedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -225,9 +233,12 @@ def _seen(model: GuidedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return clean, {k: model.ctx.noise(v) for k, v in clean.items()}
 
 
-def _result(x: Tensor, run: Run, guide: Guide, level: Level) -> Result:
-    nfe = torch.as_tensor(run.report.nfe).expand(len(x)).cpu()
-    return Result(x, nfe, run.report, guide, level)
+def _result(x: Tensor, model: GuidedModel, level: Level) -> Result:
+    report = model.run.report
+    nfe = torch.as_tensor(report.nfe).expand(len(x)).cpu()
+    log_weights = model.carried.get("log_weights")
+    weights = None if log_weights is None else shares(log_weights, model.groups)
+    return Result(x, nfe, report, model.guide, level, weights)
 
 
 def _shape(

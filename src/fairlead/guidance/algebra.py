@@ -176,11 +176,6 @@ class Guide(ABC):
         return None
 
     @cached_property
-    def linear(self) -> bool:
-        """Whether the prediction is affine in the branches."""
-        return not any(isinstance(n, Rule) or not getattr(n, "affine", True) for n in self.nodes())
-
-    @cached_property
     def steady(self) -> bool:
         """Whether it plans the same at every evaluation."""
         return not any(
@@ -278,6 +273,7 @@ class Term(Node, Guide):
             )
         if planned:
             ctx.plan.enter(place, planned)
+            ctx.plan.affine &= self.affine
             for branch, capture in self.captures:
                 ctx.plan.capture(self.seen(branch, ctx, gains), capture)
 
@@ -406,6 +402,7 @@ class Pipe(Guide):
         before = len(ctx.plan.terms)
         self.left.plan(ctx, gains, gain, inner)
         if len(ctx.plan.terms) > before:
+            ctx.plan.affine = False
             ctx.plan.look_at(ctx.plan.base)
             for branch in self.right.needs:
                 ctx.plan.look_at(Term.seen(branch, ctx, gains))

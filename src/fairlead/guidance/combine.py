@@ -75,7 +75,7 @@ def combine(
     ctx = Context(x, level, run, batch=len(first), ndim=first.ndim, like=first)
     ctx.plan = Plan(guide.base(ctx))
     guide.plan(ctx, (), 1.0, ())
-    wanted = rows_to_evaluate(guide, ctx)
+    wanted = rows_to_evaluate(ctx)
     t = float("nan") if level is None else level.t
     run.report.begin(run.step, run.stage, t, wanted, ctx.batch)
     given = under_policies(wanted, ctx, lambda left: _given(left, predictions))

@@ -1,7 +1,7 @@
 """What a guide knows at a step (`Context`) and remembers between steps (`Run`)."""
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -66,6 +66,7 @@ class Run:
         self.masks = dict(masks or {})
         self.reference = reference
         self.memory: dict[str, Any] = {}
+        self.carried: dict[str, Tensor] = {}
         self.report = Report(record)
         self._slots: dict[Any, tuple[int, Any, Any]] = {}
 
@@ -134,10 +135,31 @@ class Run:
         indices = (-1,) if batch is None else self._indices(batch)
         return [_mix(self.seed, i, self.step, tag, 0) / 2.0**63 for i in indices]
 
+    def take(self, index: Tensor) -> None:
+        """Makes row `i` of all that is remembered that of sample `index[i]`."""
+        self._slots = {k: (v[0], *_rows(v[1:], index)) for k, v in self._slots.items()}
+        self.memory = _rows(self.memory, index)
+        self.carried = _rows(self.carried, index)
+
     def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
         if rows is not None:
             return rows if self.indices is None else [self.indices[i] for i in rows]
         return range(batch) if self.indices is None else self.indices
+
+
+def _rows(value: Any, index: Tensor) -> Any:
+    """Every batched tensor inside with its rows picked."""
+    if isinstance(value, Tensor):
+        batched = value.ndim > 0 and len(value) == len(index)
+        return value[index.to(value.device)] if batched else value
+    if isinstance(value, dict):
+        return {k: _rows(v, index) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rows(v, index) for v in value]
+    if isinstance(value, tuple):
+        made = [_rows(v, index) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    return value
 
 
 def _mix(*key: int) -> int:
@@ -161,10 +183,20 @@ class Plan:
         read: Branches wanted whatever their coefficient: a rule looks at them.
         renoise: The branch that renoises, if not the guided prediction.
         policies: Policies and their places, outermost first.
+        affine: Whether the prediction is affine in the branches.
         captures: What is kept of the attention of branches.
     """
 
-    __slots__ = ("base", "captures", "coefficients", "policies", "read", "renoise", "terms")
+    __slots__ = (
+        "affine",
+        "base",
+        "captures",
+        "coefficients",
+        "policies",
+        "read",
+        "renoise",
+        "terms",
+    )
 
     def __init__(self, base: Branch = COND) -> None:
         self.base = base
@@ -173,6 +205,7 @@ class Plan:
         self.read: set[Branch] = set()
         self.renoise: Branch | None = None
         self.policies: list[tuple[Policy, Place]] = []
+        self.affine = True
         self.captures: dict[Branch, list[Capture]] = {}
 
     def enter(self, place: Place, differences: list[Planned]) -> None:
@@ -211,6 +244,7 @@ class Context:
         plan: What this evaluation wants.
         weight: Inside a rule, the total absolute weight of the terms below it; 1 where that
             is 0, so that dividing is safe.
+        log_density: Log density of `x` under a branch, `(B,)`; `None` in `fl.combine`.
         place: Where the node that is being asked stands.
         batch: Number of samples.
         ndim: Number of dimensions of `x`.
@@ -245,6 +279,7 @@ class Context:
         self.plan = Plan()
         self.maps: Maps = {}
         self.weight: Weight = 1.0
+        self.log_density: Callable[[Branch], Tensor] | None = None
         self.place: Place = ()
         self.evaluated: dict[Branch, Tensor | None] = {}
         self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}

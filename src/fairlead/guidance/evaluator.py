@@ -214,6 +214,18 @@ class Evaluator:
             )
         return self.states[state]
 
+    def log_density(self, branch: Branch, ctx: Context) -> Tensor:
+        """The log density of `ctx.x` under a branch, `(B,)`, up to a constant.
+
+        Raises:
+            ValueError: The branch is no distribution of its own, or its model knows no density.
+        """
+        assert ctx.x is not None
+        if branch.perturbations or branch.point is not None:
+            raise ValueError(f"the branch {branch.name!r} has no density: it is perturbed")
+        denoiser = self.model(branch.model)
+        return denoiser.log_density(ctx.x, ctx.level, self.condition(branch, ctx))
+
     def _warn_untrained(self, state: str, denoiser: Denoiser) -> None:
         trained = denoiser.trained
         if trained is not None and state not in trained and state not in self._warned:
