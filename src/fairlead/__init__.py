@@ -9,6 +9,7 @@ True
 from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
+from fairlead.fitting import fit_linear
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.combine import combine
@@ -49,6 +50,7 @@ __all__ = [
     "combine",
     "energy",
     "exact",
+    "fit_linear",
     "guide",
     "load",
     "metrics",

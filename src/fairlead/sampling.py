@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +36,9 @@ class Step:
         x: The sample there, `(n, ...)`.
         denoised: The last guided clean estimate.
         report: The log so far.
+        predictions: The clean estimates of the last evaluation by branch name, those that a
+            policy provided among them.
+        noises: The noise that each leaves in the sample that was evaluated.
     """
 
     index: int
@@ -44,6 +47,8 @@ class Step:
     x: Tensor
     denoised: Tensor
     report: Report
+    predictions: Mapping[str, Tensor] = field(default_factory=dict)
+    noises: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,8 @@ def sample(
                 tick()
                 if callback is not None:
                     denoised = model.last.denoise if model.last else x
-                    callback(Step(run.step, steps, t, x, denoised, run.report))
+                    seen = _seen(model)
+                    callback(Step(run.step, steps, t, x, denoised, run.report, *seen))
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
@@ -249,6 +255,14 @@ def _differentiable(guide: Guide) -> None:
             "fl.sample outside of it, or inside `with torch.inference_mode(False):` (fl.sample "
             "keeps no graph by itself)"
         )
+
+
+def _seen(model: GuidedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Clean estimates and noises of the last evaluation, by branch name."""
+    if model.predictions is None or model.ctx is None:
+        return {}, {}
+    clean = {b.name: v for b, v in model.predictions.values_by_branch.items()}
+    return clean, {k: model.ctx.noise(v) for k, v in clean.items()}
 
 
 def _result(x: Tensor, model: GuidedModel, level: Level) -> Result:

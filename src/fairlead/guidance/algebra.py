@@ -89,7 +89,8 @@ Rows = Tensor | None
 class Policy(Schedule):
     """Decides which branches are evaluated, and what stands in for those that are not.
 
-    It is offered the branches that the terms before it, and no others, want beside the base.
+    It is offered the branches that the terms before it, and no others, want beside the base;
+    where the base itself is not evaluated (CFG at ``w = 0``) it is offered none.
     What depends on predictions must depend on those that `observe` sees: they are the same on
     every device that takes part, and so are then the decisions.
     """

@@ -282,6 +282,7 @@ class Context:
         maps: What was kept of the attention of branches at this evaluation.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
+        offered: Branches and rows that each policy was offered, by place.
     """
 
     def __init__(
@@ -315,6 +316,7 @@ class Context:
         self.shifts: dict[Place, Tensor] = {}
         self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.evaluated: dict[Branch, Tensor | None] = {}
+        self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""

@@ -45,12 +45,12 @@ class GuidedModel:
         self.schedule = evaluator.denoiser.schedule
         self.start: Level | None = None
         self.last: Prediction | None = None
+        self.predictions: Predictions | None = None
         self.ctx: Context | None = None
         self.wanted: dict[Branch, Rows] | None = None
         self.moving = any(getattr(node, "moves", False) for node in guide.nodes())
         self.rewards = dict(rewards or {})
         self._drawn = 0
-        self._predictions: Predictions | None = None
 
     @property
     def step(self) -> int:
@@ -98,7 +98,7 @@ class GuidedModel:
 
     @property
     def parts(self) -> list[tuple[Weight, Tensor]]:
-        predictions, ctx = self._predictions, self.ctx
+        predictions, ctx = self.predictions, self.ctx
         if predictions is None or ctx is None or not ctx.plan.affine:
             raise ValueError(f"{self.guide} is not affine in its branches: leave out its rules")
         values = predictions.values_by_branch
@@ -183,7 +183,7 @@ class GuidedModel:
             else:
                 values = self.evaluator(wanted, ctx)
                 predictions = Predictions(ctx.plan.base, values, ctx.maps)
-            self._predictions = predictions
+            self.predictions = predictions
             self.last = finish(self.guide, predictions, ctx)
         finally:
             ctx.release()
@@ -216,7 +216,7 @@ def under_policies(
     """The predictions of the wanted branches: those that no policy provides are evaluated.
 
     Each policy decides about all its branches at once, the nearest to the terms first. What
-    another branch needs is evaluated all the same.
+    another branch needs, or whose attention is read, is evaluated all the same.
     """
     claims = _claims(wanted, ctx)
     evaluated = ctx.evaluated = _left(wanted, claims, ctx)
@@ -242,6 +242,7 @@ _Claim = tuple[Policy, Place, Rows]
 
 def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
     plan, claims = ctx.plan, dict[Branch, _Claim]()
+    ctx.offered = {}
     if plan.base not in wanted:
         return {}  # nothing to stand on
     for policy, place in reversed(plan.policies):
@@ -250,9 +251,9 @@ def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
             mine = inside if at[: len(place) + 1] == (*place, 0) else outside
             mine.update(b for _, positive, negative in planned for b in (positive, negative))
         outside.update(branch for _, branch in plan.gradients.values())  # differentiated
-        free = inside - outside - claims.keys()
+        free = inside - outside - claims.keys() - plan.captures.keys()
         offered = {b: rows for b, rows in wanted.items() if b in free}
-        ctx.place = place
+        ctx.place, ctx.offered[place] = place, offered
         asked = policy.skip(offered, ctx)
         for branch, rows in asked.items():
             if branch not in offered:
