@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.guidance.algebra import REGISTRY
+from fairlead.guidance.recipes import RECIPES
 from fairlead.methods import methods
 from fairlead.models import zoo
 from fairlead.parameters import ranges
@@ -21,6 +22,7 @@ TITLES = {
     "schedule": ("Schedules", "Weights and conditions over the course of a run."),
     "policy": ("Policies", "Which branches are evaluated at a step."),
     "sampler": ("Samplers", "From one noise level to the next."),
+    "recipe": ("Recipes", "Functions that build a guide, or the stages of a run."),
 }
 
 
@@ -80,12 +82,15 @@ def index(rows: list[dict[str, Any]]) -> str:
     )
     for kind, (title, says) in TITLES.items():
         chosen = [r for r in rows if r["kind"] == kind]
+        if not chosen:
+            continue
         text += heading(title, "-") + f"{says}\n\n"
         cells = [["name", "what it does", "ids", "NFE", "neutral"]]
         for r in chosen:
             neutral = code(r["neutral"]) if r["neutral"] else ""
             name = f":doc:`{r['name']} <{r['name']}>`"
-            cells.append([name, r["summary"], ", ".join(r["ids"]), str(r["nfe"]), neutral])
+            nfe = "" if r["nfe"] is None else str(r["nfe"])
+            cells.append([name, r["summary"], ", ".join(r["ids"]), nfe, neutral])
         text += table(cells, "18 50 12 6 14")
         text += ".. toctree::\n   :hidden:\n\n"
         text += "".join(f"   {r['name']}\n" for r in chosen) + "\n"
@@ -94,6 +99,8 @@ def index(rows: list[dict[str, Any]]) -> str:
 
 def page(row: dict[str, Any], claims: list[dict[str, Any]]) -> str:
     name, kind = row["name"], row["kind"]
+    if kind == "recipe":
+        return recipe(row, claims)
     cls: Any = SAMPLERS[name] if kind == "sampler" else REGISTRY[name]
     text = heading(name)
     facts = [
@@ -109,7 +116,18 @@ def page(row: dict[str, Any], claims: list[dict[str, Any]]) -> str:
     text += f".. autoclass:: {module}.{cls.__name__}\n\n"
     if dataclasses.fields(cls):
         text += heading("Parameters", "-") + parameters(cls)
-    text += heading("Claims", "-")
+    return text + own_claims(row, claims)
+
+
+def recipe(row: dict[str, Any], claims: list[dict[str, Any]]) -> str:
+    text = heading(row["name"]) + f":Kind: recipe\n:Papers: {', '.join(row['ids'])}\n\n"
+    module = RECIPES[row["name"]].__module__
+    text += f".. autofunction:: {module}.{row['name']}\n\n"
+    return text + own_claims(row, claims)
+
+
+def own_claims(row: dict[str, Any], claims: list[dict[str, Any]]) -> str:
+    text = heading("Claims", "-")
     own = [c for c in claims if belongs(c, row)]
     if own:
         cells = [["claim", "what is said", "verdict"]]
@@ -153,7 +171,7 @@ def parameters(cls: Any) -> str:
 def belongs(claim: dict[str, Any], row: dict[str, Any]) -> bool:
     """By name, `<method>` or `<method>-<what>`; a claim named otherwise by its papers' ids."""
     method = claim["name"].partition("-")[0]
-    if method in REGISTRY or method in SAMPLERS:
+    if method in REGISTRY or method in SAMPLERS or method in RECIPES:
         return bool(method == row["name"])
     return bool(set(claim["ids"]) & set(row["ids"]))
 

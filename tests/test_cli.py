@@ -21,7 +21,7 @@ from fairlead.samplers import SAMPLERS
 from fairlead.studies import claims
 
 COMMANDS = ["sample", "compare", "methods", "models", "train", "claims"]
-KINDS = {"term", "rule", "schedule", "policy", "sampler"}
+KINDS = {"term", "rule", "schedule", "policy", "sampler", "recipe"}
 RESULT = {
     "name": "cfg",
     "ids": ["S006"],
@@ -127,10 +127,17 @@ class TestMethods:
         assert rows["heun"]["nfe"] == 2
         assert rows["apg"]["nfe"] == 0
 
-    def test_table(self):
-        result = invoke("methods")
-        assert result.exit_code == 0
-        assert "autoguidance" in result.stdout
+    def test_table_stays_readable_however_long_it_grows(self, monkeypatch):
+        for columns in (80, 140):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            result = invoke("methods")
+            assert result.exit_code == 0
+            assert max(map(len, result.stdout.splitlines())) <= columns
+            for row in methods():
+                lines = result.stdout.splitlines()
+                line = next(x for x in lines if x.startswith(f"  {row['name']} "))
+                assert " ".join(row["summary"].split()[:2]) in line
+                assert not row["ids"] or row["ids"][0] in line
 
     def test_section_is_read_to_its_end(self):
         class Two:

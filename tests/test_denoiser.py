@@ -123,6 +123,9 @@ def test_embedding_of_indices():
 def test_names():
     d = tiny_denoiser()
     assert list(d.attention_layers) == ["down.0.0", "mid.0", "up.0.0", "up.0.1"]
+    assert d.match_attention("a", "up", ["self"])[1].name == "up.0.1"
+    with pytest.raises(ValueError, match=r"a: no cross attention layer .*network has: none"):
+        d.match_attention("a", "up", ["cross"])
     assert isinstance(d.module("time"), nn.Module)
     with pytest.raises(ValueError, match="no module 'tme' in the network; did you mean 'time"):
         d.module("tme")

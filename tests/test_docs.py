@@ -21,7 +21,13 @@ README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 PACKAGES = ("guidance", "samplers", "exact", "models", "testing")
-MODULES = ("fairlead", "fairlead.sampling", "fairlead.denoiser", "fairlead.condition")
+MODULES = (
+    "fairlead",
+    "fairlead.sampling",
+    "fairlead.denoiser",
+    "fairlead.condition",
+    "fairlead.attention",
+)
 
 
 def modules() -> list[str]:

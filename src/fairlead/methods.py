@@ -5,17 +5,22 @@ import textwrap
 from typing import Any
 
 from fairlead.guidance.algebra import REGISTRY
+from fairlead.guidance.recipes import IDS, RECIPES
 from fairlead.samplers import SAMPLERS
+
+KINDS = ("term", "rule", "schedule", "policy", "sampler", "recipe")
+"""Every kind, in the order of the table."""
 
 
 def methods() -> list[dict[str, Any]]:
-    """Every registered term, rule, schedule, policy and sampler, by kind and name.
+    """Every registered term, rule, schedule, policy, sampler and recipe, by kind and name.
 
     Returns:
         One dictionary a method: `name`, as in text; `ids` of the papers; `kind`; `domains` it
         serves; `nfe`, the evaluations a step that it adds to the conditional one, for samplers
-        the evaluations of the guided model a step; `neutral`, arguments as text at which it
-        changes nothing, or `None`; `source`; and `summary`, the first line of its docstring.
+        the evaluations of the guided model a step, for recipes, which depend on their
+        arguments, `None`; `neutral`, arguments as text at which it changes nothing, or `None`;
+        `source`; and `summary`, the first line of its docstring.
 
     Example:
         >>> next(m["neutral"] for m in methods() if m["name"] == "cfg")
@@ -47,21 +52,33 @@ def methods() -> list[dict[str, Any]]:
         }
         for name, cls in SAMPLERS.items()
     ]
-    kinds = ["term", "rule", "schedule", "policy", "sampler"]
-    return sorted(rows, key=lambda row: (kinds.index(row["kind"]), row["name"]))
+    rows += [
+        {
+            "name": name,
+            "ids": list(IDS[name]),
+            "kind": "recipe",
+            "domains": ["continuous"],
+            "nfe": None,
+            "neutral": None,
+            "source": section(function, "Source"),
+            "summary": summary(function),
+        }
+        for name, function in RECIPES.items()
+    ]
+    return sorted(rows, key=lambda row: (KINDS.index(row["kind"]), row["name"]))
 
 
-def summary(cls: type) -> str:
-    """The first line of a class's own docstring."""
-    return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
+def summary(owner: object) -> str:
+    """The first line of the own docstring of a class or function."""
+    return inspect.cleandoc(owner.__doc__ or "").partition("\n")[0]
 
 
-def section(cls: type, title: str) -> str:
-    """A section of a class's own Google docstring as one line; empty if there is none.
+def section(owner: object, title: str) -> str:
+    """A section of an own Google docstring as one line; empty if there is none.
 
     Both `Title:` over indented lines and text behind `Title:` on its line are read.
     """
-    lines = inspect.cleandoc(cls.__doc__ or "").splitlines()
+    lines = inspect.cleandoc(owner.__doc__ or "").splitlines()
     for i, line in enumerate(lines):
         if line.startswith(f"{title}:"):
             body = [line.removeprefix(f"{title}:")]

@@ -6,7 +6,7 @@ asked twice, top down: `plan` says which branches are wanted with which coeffici
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fairlead.denoiser import Denoiser
 from fairlead.guidance.branch import COND, Branch, Predictions
-from fairlead.guidance.context import Context, Place, Weight, magnitude
+from fairlead.guidance.context import Context, Place, Run, Weight, magnitude
 from fairlead.guidance.geometry import inner, norm, opposed, project
 from fairlead.guidance.node import (
     ALL_DOMAINS,
@@ -43,6 +44,7 @@ __all__ = [
     "Policy",
     "Predictions",
     "Range",
+    "Rows",
     "Rule",
     "Scale",
     "Schedule",
@@ -72,23 +74,42 @@ class Schedule(Node):
         """The branch that stands in for one of the terms before it."""
         return branch
 
+    def admit(self, guide: "Guide") -> None:
+        """Refuses what it cannot be piped after; asked when the guide is made."""
+
+    def check(self, denoiser: Denoiser, run: Run) -> None:
+        """Refuses a model or a run that it cannot serve; asked before the first step."""
+
+
+Rows = Tensor | None
+"""Indices of samples of the batch, `None` for all."""
+
 
 @dataclass(frozen=True)
 class Policy(Schedule):
-    """Decides which branches are evaluated, and what stands in for those that are not."""
+    """Decides which branches are evaluated, and what stands in for those that are not.
+
+    It is offered the branches that the terms before it, and no others, want beside the base;
+    where the base itself is not evaluated (CFG at ``w = 0``) it is offered none.
+    What depends on predictions must depend on those that `observe` sees: they are the same on
+    every device that takes part, and so are then the decisions.
+    """
 
     kind: ClassVar[str] = "policy"
 
-    def skip(self, wanted: list[Branch], ctx: Context) -> list[Branch]:
-        """The branches among the wanted that it will provide itself; never the base."""
-        return []
+    def skip(self, offered: Mapping[Branch, Rows], ctx: Context) -> Mapping[Branch, Rows]:
+        """The branches and rows among the offered that it provides itself."""
+        return {}
 
     def fill(self, branch: Branch, predictions: Predictions, ctx: Context) -> tuple[Tensor, str]:
-        """The prediction of a skipped branch and its provenance, given the evaluated ones."""
+        """The prediction of a skipped branch and its provenance, given the evaluated ones.
+
+        Shaped like the base; only the rows that were skipped are read.
+        """
         raise KeyError(branch.name)
 
     def observe(self, predictions: Predictions, ctx: Context) -> None:
-        """Sees all predictions of the evaluation."""
+        """Sees all predictions of the evaluation; `ctx.evaluated` says which the network made."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +174,6 @@ class Guide(ABC):
     def renoise(self, predictions: Predictions, ctx: Context, denoise: Tensor) -> Tensor | None:
         """The other end of the prediction, where it differs from `denoise`."""
         return None
-
-    @cached_property
-    def linear(self) -> bool:
-        """Whether the prediction is affine in the branches."""
-        return not any(isinstance(n, Rule) or not getattr(n, "affine", True) for n in self.nodes())
 
     @cached_property
     def steady(self) -> bool:
@@ -257,6 +273,9 @@ class Term(Node, Guide):
             )
         if planned:
             ctx.plan.enter(place, planned)
+            ctx.plan.affine &= self.affine
+            for branch, capture in self.captures:
+                ctx.plan.capture(self.seen(branch, ctx, gains), capture)
 
     @staticmethod
     def weigh(
@@ -275,6 +294,8 @@ class Term(Node, Guide):
     @staticmethod
     def seen(branch: Branch, ctx: Context, gains: Gains) -> Branch:
         """A branch under the schedules over the term."""
+        if branch.nulled or branch.taken:
+            branch = branch.among(ctx.conditions)
         for schedule in gains:
             branch = schedule.branch(branch, ctx)
         return branch
@@ -367,6 +388,8 @@ class Pipe(Guide):
 
     def __post_init__(self) -> None:
         _check_renoise(self)
+        if isinstance(self.right, Schedule):
+            self.right.admit(self.left)
 
     def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
         inner = (*place, 0)
@@ -379,9 +402,12 @@ class Pipe(Guide):
         before = len(ctx.plan.terms)
         self.left.plan(ctx, gains, gain, inner)
         if len(ctx.plan.terms) > before:
+            ctx.plan.affine = False
             ctx.plan.look_at(ctx.plan.base)
             for branch in self.right.needs:
                 ctx.plan.look_at(Term.seen(branch, ctx, gains))
+            for branch, capture in self.right.captures:
+                ctx.plan.capture(Term.seen(branch, ctx, gains), capture)
 
     def update(
         self, predictions: Predictions, ctx: Context, place: Place

@@ -1,15 +1,17 @@
 """Guidance for people who bring their own predictions."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fairlead.denoiser import level_of, working_dtype
-from fairlead.guidance.algebra import Guide
-from fairlead.guidance.branch import Branch, Predictions
+from fairlead.guidance.algebra import Guide, Rows
+from fairlead.guidance.branch import Branch
 from fairlead.guidance.context import Context, Plan, Run
-from fairlead.guidance.guided import finish, observed, rows_to_evaluate
+from fairlead.guidance.guided import finish, rows_to_evaluate, under_policies
+from fairlead.guidance.masks import fitted, require_masks
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose, nearest
 from fairlead.schedules import Level, NoiseSchedule
@@ -26,19 +28,21 @@ def combine(
     schedule: NoiseSchedule | None = None,
     run: Run | None = None,
     domain: str = "continuous",
+    masks: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """One step of a guide on given predictions, without a network.
 
     Args:
         guide: A guide or its text.
-        predictions: By branch name (`cond`, `null`, `pag`, ...), each `(B, ...)`: clean
-            estimates (any prediction space will do where no rule measures lengths), or
-            log-probabilities over the last dimension.
+        predictions: By branch name (`cond`, `null`, `pag`, ...; those that a policy provides are
+            not needed), each `(B, ...)`: clean estimates (any prediction space will do where no
+            rule measures lengths), or log-probabilities over the last dimension.
         x: The noisy sample, for guides that need it.
         t: Its time in the schedule's units: a number, `(B,)`, or a `Level`.
         schedule: The noise schedule that `t` belongs to.
         run: Memory from step to step; each call with it is one step. Default: a fresh one.
         domain: `continuous`, or `logprob` (the result is normalised).
+        masks: Masks by name, for guides that act on a region.
 
     Returns:
         The guided prediction, shaped like one of them, in float32 (float64 if they are).
@@ -65,23 +69,30 @@ def combine(
     level = t if isinstance(t, Level) or t is None else _level(t, first, schedule)
     run = run or Run(check=False, record=False)
     run.advance()
+    if masks is not None:
+        run.masks = fitted(masks, first.to(working_dtype(first)))
+    require_masks(guide, run)
     ctx = Context(x, level, run, batch=len(first), ndim=first.ndim, like=first)
-    plan = ctx.plan = Plan(guide.base(ctx))
+    ctx.plan = Plan(guide.base(ctx))
     guide.plan(ctx, (), 1.0, ())
-    values: dict[Branch, Tensor] = {}
-    for branch in rows_to_evaluate(guide, ctx):
-        if branch.name in predictions:
-            value = predictions[branch.name]
-            values[branch] = value.to(working_dtype(value))
-        else:
+    wanted = rows_to_evaluate(ctx)
+    t = float("nan") if level is None else level.t
+    run.report.begin(run.step, run.stage, t, wanted, ctx.batch)
+    given = under_policies(wanted, ctx, lambda left: _given(left, predictions))
+    result = finish(guide, given, ctx).denoise
+    return torch.log_softmax(result, -1) if domain == "logprob" else result
+
+
+def _given(
+    wanted: Mapping[Branch, Rows], predictions: Mapping[str, Tensor]
+) -> dict[Branch, Tensor]:
+    for branch in wanted:
+        if branch.name not in predictions:
             raise ValueError(
                 f"combine: the guide asks for branch {branch.name!r}, which is missing; "
                 f"{nearest(branch.name, predictions)}"
             )
-    t = float("nan") if level is None else level.t
-    run.report.begin(run.step, run.stage, t, values, ctx.batch)
-    result = finish(guide, observed(Predictions(plan.base, values), ctx), ctx).denoise
-    return torch.log_softmax(result, -1) if domain == "logprob" else result
+    return {b: predictions[b.name].to(working_dtype(predictions[b.name])) for b in wanted}
 
 
 def _level(t: float | Tensor, like: Tensor, schedule: NoiseSchedule | None) -> Level:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fairlead.condition import Condition, concatenate
 from fairlead.denoiser import Denoiser
-from fairlead.guidance.branch import Branch, Predictions
-from fairlead.guidance.context import Context
+from fairlead.guidance.branch import Branch, Maps, Predictions
+from fairlead.guidance.context import Context, Run
 from fairlead.guidance.hooks import Span, perturbed
 from fairlead.parameters import nearest
 from fairlead.schedules import Level
@@ -81,6 +81,7 @@ class Evaluator:
         if stack is not None and wanted is stack.wanted:
             return self._again(stack, ctx)
         done: dict[Branch, Tensor] = {}
+        ctx.maps = {}
         left = dict(wanted)
         while left:
             ready = {b: r for b, r in left.items() if all(n in done for n in b.needs)}
@@ -98,13 +99,21 @@ class Evaluator:
 
     def _plain_stack(self, wanted: dict[Branch, Tensor | None], ctx: Context) -> _Stack | None:
         """The calls for these branches, if they will be the same whenever they are asked."""
-        if any(
-            rows is not None or b.transforms or b.perturbations or b.needs or b.point
-            for b, rows in wanted.items()
+        if (
+            any(
+                rows is not None
+                or b.transforms
+                or b.perturbations
+                or b.needs
+                or b.point
+                or b.outputs
+                for b, rows in wanted.items()
+            )
+            or ctx.plan.captures
         ):
             return None
         models = {b.model for b in wanted}
-        conditions = [self.check(b) for b in wanted]
+        conditions = [self.check(b, ctx.run) for b in wanted]
         if self.batching == "sequential" or len(wanted) == 1:
             rows = ctx.batch
             calls = [(self.model(b.model), c) for b, c in zip(wanted, conditions, strict=True)]
@@ -146,43 +155,76 @@ class Evaluator:
             )
         return self.models[name]
 
-    def check(self, branch: Branch) -> Condition:
-        """The condition of a branch before its transforms.
+    @property
+    def conditions(self) -> frozenset[str]:
+        """Names of the conditions, without those that only go with another one."""
+        return frozenset(self.states["cond"]) - self.denoiser.companions
+
+    def check(self, branch: Branch, run: Run | None = None) -> Condition:
+        """The condition of a branch before its transforms; noise in it is fixed for the run.
 
         Raises:
             ValueError: Its state was not given.
         """
-        key = (branch.model, branch.state, branch.nulled)
+        key = (branch.model, branch.state, branch.nulled, branch.taken)
         if key not in self._conditions:
-            self._conditions[key] = self._state(branch)
+            self._conditions[key] = self._state(branch, run or Run())
         return self._conditions[key]
 
     def condition(self, branch: Branch, ctx: Context) -> Condition:
         """The condition of a branch."""
-        condition = self.check(branch)
+        condition = self.check(branch, ctx.run)
         for transform in branch.transforms:
             condition = transform(condition, self.model(branch.model), ctx)
         return condition
 
-    def _state(self, branch: Branch) -> Condition:
+    def _state(self, branch: Branch, run: Run) -> Condition:
         denoiser = self.model(branch.model)
-        if branch.state == "null" or branch.nulled:
-            self._warn_untrained("null", denoiser)
-            cond = self.states["cond"]
-            if not cond:
+        whole = branch.state == "null"
+        condition = self._given("cond" if whole else branch.state)
+        for name, state in branch.taken:
+            other = self._given(state)
+            if name not in condition or name not in other:
+                have = condition if name not in condition else other
                 raise ValueError(
-                    "the guide asks for a null condition, but the model was given no condition: "
-                    "pass fl.sample(condition={...}), or use a guide that needs none (tsg, pag, "
-                    "autoguidance)"
+                    f"the guide takes the condition {name!r} from the state {state!r}; "
+                    f"{nearest(name, have)}"
                 )
-            return denoiser.null_condition(cond, branch.nulled or None)
-        if branch.state not in self.states:
+            condition = condition.replace(**{name: other[name]})
+        if not (whole or branch.nulled):
+            return condition
+        if not condition:
             raise ValueError(
-                f"the guide asks for the condition state {branch.state!r}: pass "
-                f"fl.sample(states={{{branch.state!r}: {{...}}}}); "
-                f"{nearest(branch.state, self.states)}"
+                "the guide asks for a null condition, but the model was given no condition: "
+                "pass fl.sample(condition={...}), or use a guide that needs none (tsg, pag, "
+                "autoguidance)"
             )
-        return self.states[branch.state]
+        nulled = None if whole else branch.nulled
+        self._warn_untrained(
+            "null" if whole else denoiser.state(branch.nulled, condition), denoiser
+        )
+        return denoiser.null_condition(condition, nulled, run.fixed)
+
+    def _given(self, state: str) -> Condition:
+        if state not in self.states:
+            raise ValueError(
+                f"the guide asks for the condition state {state!r}: pass "
+                f"fl.sample(states={{{state!r}: {{...}}}}); "
+                f"{nearest(state, self.states)}"
+            )
+        return self.states[state]
+
+    def log_density(self, branch: Branch, ctx: Context) -> Tensor:
+        """The log density of `ctx.x` under a branch, `(B,)`, up to a constant.
+
+        Raises:
+            ValueError: The branch is no distribution of its own, or its model knows no density.
+        """
+        assert ctx.x is not None
+        if branch.perturbations or branch.point is not None:
+            raise ValueError(f"the branch {branch.name!r} has no density: it is perturbed")
+        denoiser = self.model(branch.model)
+        return denoiser.log_density(ctx.x, ctx.level, self.condition(branch, ctx))
 
     def _warn_untrained(self, state: str, denoiser: Denoiser) -> None:
         trained = denoiser.trained
@@ -212,6 +254,8 @@ class Evaluator:
                 ctx.run.report.count(ctx.batch, request.rows)
             outputs = self._call(denoiser, requests, ctx)
             for request, out in zip(requests, outputs, strict=True):
+                for change in request.branch.outputs:
+                    out = change(out, ctx)
                 if request.rows is not None:
                     base = done.get(ctx.plan.base)
                     whole = torch.zeros_like(ctx.x, dtype=out.dtype) if base is None else base
@@ -224,7 +268,7 @@ class Evaluator:
         x = ctx.x
         assert x is not None
         if branch.point is not None:
-            x = branch.point(x, Predictions(ctx.plan.base, done), ctx)
+            x = branch.point(x, Predictions(ctx.plan.base, done, ctx.maps), ctx)
         condition = self.condition(branch, ctx)
         if rows is not None:
             x, condition = x[rows], condition.rows(rows)
@@ -240,9 +284,10 @@ class Evaluator:
         spans: list[Span] = []
         start = 0
         for request, size in zip(requests, sizes, strict=True):
-            if request.branch.perturbations:
+            captures = ctx.plan.captures.get(request.branch, ())
+            if request.branch.perturbations or captures:
                 samples = range(size) if request.rows is None else request.rows.tolist()
-                spans += [Span(start, samples, p) for p in request.branch.perturbations]
+                spans.append(Span(start, samples, request.branch, captures))
             start += size
         limit = self.max_batch or start
         if start <= limit and not spans:
@@ -256,8 +301,10 @@ class Evaluator:
             whole = first == 0 and last == start
             chunk = condition if whole else condition.rows(slice(first, last))
             level = ctx.level if whole else _rows_of(ctx.level, requests, first, last)
-            with perturbed(denoiser, local, ctx):
+            maps: Maps = {}
+            with perturbed(denoiser, local, ctx, last - first, maps):
                 parts.append(denoiser.predict(x if whole else x[first:last], level, chunk))
+            _append(ctx.maps, maps)
             ctx.run.report.calls += 1
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
         return [output] if len(requests) == 1 else list(torch.split(output, sizes))
@@ -274,6 +321,16 @@ class Evaluator:
         if fixed:
             self._stacked[key] = stacked
         return stacked
+
+
+def _append(maps: Maps, more: Maps) -> None:
+    """Adds the rows of a further chunk to what was kept."""
+    for key, layers in more.items():
+        kept = maps.setdefault(key, {})
+        for name, calls in layers.items():
+            before = kept.get(name)
+            pairs = zip(before, calls, strict=True) if before else ()
+            kept[name] = [torch.cat(pair) for pair in pairs] if before else calls
 
 
 def _rows_of(level: Level, requests: list[_Request], first: int, last: int) -> Level:

@@ -1,11 +1,14 @@
 """What all parts of a guide share: a registered name, checked fields, a text form."""
 
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from torch import Tensor
 
 from fairlead.parameters import FINITE, check_fields
+
+if TYPE_CHECKING:
+    from fairlead.guidance.branch import Branch, Capture
 
 CONTINUOUS = frozenset({"continuous"})
 ALL_DOMAINS = frozenset({"continuous", "logprob"})
@@ -48,6 +51,11 @@ class Node:
     nfe: ClassVar[int] = 0
     neutral: ClassVar[str | None] = None
     domains: ClassVar[frozenset[str]] = CONTINUOUS
+
+    @property
+    def captures(self) -> tuple[tuple["Branch", "Capture"], ...]:
+        """What it wants kept of the attention of branches, for `Predictions.maps`."""
+        return ()
 
     def __post_init__(self) -> None:
         for f in fields(self):

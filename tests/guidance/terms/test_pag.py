@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import fairlead as fl
 from fairlead.guidance.context import Context
-from fairlead.guidance.layers import match_layers
+from fairlead.layers import match_layers
 from fairlead.models.layers import Attention
 from fairlead.models.unet import UNet
 from fairlead.testing import tiny_denoiser
@@ -29,8 +29,8 @@ class Masked(Attention):
 @pytest.mark.parametrize("layers", ["mid", "down.0.0", "up.0.0,mid.0", "up.*.1", "mid,up,down"])
 def test_equals_a_network_with_masked_softmax(layers):
     d, masked = tiny_denoiser(dtype=torch.float64), tiny_denoiser(dtype=torch.float64)
-    for core in match_layers("test", layers, masked.attention_layers):
-        core.forward = Masked().forward
+    for layer in match_layers("test", layers, masked.attention_layers):
+        layer.module.forward = Masked().forward
     s = 2.5
     out = fl.sample(d, LABEL, guide=fl.PAG(s, layers), **OPTIONS)
     weak = fl.sample(d, LABEL, guide=fl.Autoguidance(1 + s), models={"weak": masked}, **OPTIONS)
@@ -90,6 +90,9 @@ BLOCKS = {f"blocks.{i}": i for i in range(12)} | {"blocks.1.attn": "a", "mid": "
         ("mid, blocks.3", ["m", 3]),
         (("blocks.2", "mid"), [2, "m"]),
         ("blocks.*.attn", ["a"]),
+        ("blocks.*1", [1, 11, "a"]),
+        ("**.attn", ["a"]),
+        ("**", [*range(12), "a", "m"]),
         ("mi.", None),
         ("block", None),
         ("blocks.12", None),
@@ -105,7 +108,7 @@ def test_layer_patterns(pattern, found):
 
 def test_unknown_layer_is_refused_before_sampling():
     d = tiny_denoiser()
-    with pytest.raises(ValueError, match=r"pag: no attention layer matches 'middle'.*mid\.0"):
+    with pytest.raises(ValueError, match=r"pag: no self or joint .*layer matches 'middle'.*mid\.0"):
         fl.sample(d, LABEL, guide="pag(3, layers='middle')", steps=2)
     assert d.network.calls == 0
 

@@ -33,8 +33,8 @@ class AdaptiveGuidance(Policy):
               \ge \bar\gamma \implies w = 1 \text{ from step } i + 1 \text{ on}
 
     * Space: eps unless ``space`` says otherwise, and thresholds do not carry over; per sample, over
-      all dimensions but the first. The null is any branch of another condition state that the
-      terms before it evaluate; with several the least cosine counts.
+      all dimensions but the first. The null is any branch of another condition state that is
+      evaluated, not what another policy puts in its place; with several the least cosine counts.
     * Cost: saves the null branch after the switch: ``2 (k + 1) + (N - k - 1)`` NFE if step ``k``
       is the first to reach the threshold. A switched sample's rows are not evaluated.
     * Neutral: ``threshold > 1``.
@@ -83,7 +83,7 @@ class AdaptiveGuidance(Policy):
             return weight
         if bool(off.all()):
             if self.restart and not ctx.recall(False, "dropped"):
-                ctx.run.memory.clear()
+                ctx.run.drop_history()
                 ctx.remember(True, "dropped")
             return 0.0
         if self.scope == "batch" or not bool(off.any()):
@@ -92,7 +92,7 @@ class AdaptiveGuidance(Policy):
         return weight * on.reshape(-1, *[1] * (ctx.ndim - 1))
 
     def observe(self, predictions: Predictions, ctx: Context) -> None:
-        others = [b for b in predictions if b.state != "cond"]
+        others = [b for b in predictions if not b.whole and b in ctx.evaluated]
         at_hand = predictions.base_branch in predictions.values_by_branch  # not at w = 0
         if not others or not at_hand or ctx.fraction < self.guard:
             return

@@ -5,27 +5,38 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
+from fairlead.attention import Attended, AttentionLayer
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Context, Range, Scale, Term, register
-from fairlead.guidance.branch import Branch, Perturbation
-from fairlead.guidance.layers import match_layers
+from fairlead.guidance.branch import AttentionPerturbation, Branch
 
 
 @dataclass(frozen=True)
-class IdentityAttention(Perturbation):
-    """Every token attends to itself alone: attention returns its values."""
+class IdentityAttention(AttentionPerturbation):
+    """Every token of the image attends to itself and, in joint attention, to the text."""
 
-    layers: str | tuple[str, ...]
+    patterns: str | tuple[str, ...]
 
-    def modules(self, denoiser: Denoiser) -> list[nn.Module]:
-        return match_layers("pag", self.layers, denoiser.attention_layers)
+    def layers(self, denoiser: Denoiser) -> list[AttentionLayer]:
+        return denoiser.match_attention("pag", self.patterns, ("self", "joint"))
 
-    def __call__(
-        self, inputs: tuple[Tensor, ...], output: Tensor, rows: Sequence[int], ctx: Context
-    ) -> Tensor:
-        return inputs[2]
+    def __call__(self, call: Attended, rows: Sequence[int], ctx: Context) -> Tensor:
+        if call.text is None:
+            return call.v
+        # as a softmax over the text and the token itself, without the matrix over all tokens
+        image, text = call.image, call.text
+        k, v = call.k[..., text, :], call.v[..., text, :]
+        own = (call.q * call.k).sum(-1, keepdim=True)[..., image, :]
+        over_text = call.q[..., image, :] @ k.transpose(-1, -2)
+        p = (torch.cat([over_text, own], -1) * call.scale).softmax(-1)
+        parts = {
+            image.start: p[..., :-1] @ v + p[..., -1:] * call.v[..., image, :],
+            text.start: call.attend(q=call.q[..., text, :]),
+        }
+        return torch.cat([parts[start] for start in sorted(parts)], dim=-2)
 
 
 @register("pag", ids=("S029",), nfe=1, neutral="0.0")
@@ -36,7 +47,8 @@ class PAG(Term):
     .. math:: D = D_c + s (D_c - \tilde D_c)
 
     The perturbed branch carries the condition of the base, so ``cfg(w) + pag(s)`` is the
-    three-branch form. Only the perturbed rows leave fused attention.
+    three-branch form. Only the perturbed rows leave fused attention. In joint attention (SD3,
+    Flux) the image's tokens keep the text, and the text sees all.
 
     * Effective ``w``: ``s = w - 1`` between the perturbed and the plain prediction.
     * Cost: 1 NFE beside the conditional one.
@@ -46,8 +58,8 @@ class PAG(Term):
 
     Args:
         s: Scale; one number, or one a sample.
-        layers: Attention layers by name: whole dotted components, ``*`` for any one, several
-            with commas or as a list.
+        layers: Self- or joint-attention layers by name: whole dotted components, ``*`` for any
+            one, ``**`` for any number, several with commas or as a list.
         decay: Fall of ``s`` over the run, ``max(0, s - decay (1000 - t))`` with ``t`` from 1000 to
             0; 0 is constant.
 

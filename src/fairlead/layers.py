@@ -1,0 +1,66 @@
+"""Layers by name pattern."""
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def match_layers(
+    owner: str,
+    patterns: str | tuple[str, ...],
+    layers: Mapping[str, T],
+    what: str = "attention layer",
+) -> list[T]:
+    """The layers that patterns name: whole dotted components, from the left.
+
+    ``*`` stands for any one component, or for a part of one, ``**`` for any number of components:
+    ``blocks.1`` names ``blocks.1`` and ``blocks.1.attn`` but not ``blocks.10``, and ``**.attn1``
+    every ``attn1``. The stages of diffusers' networks may drop what says nothing: ``mid`` is
+    ``mid_block``, ``down`` and ``up`` are ``down_blocks`` and ``up_blocks``, ``blocks`` is
+    ``transformer_blocks``, ``single`` is ``single_transformer_blocks``.
+
+    Args:
+        owner: Who asks, for the error.
+        patterns: Patterns, or one text with commas between them.
+        layers: What exists, by name.
+        what: What the layers are, for the error.
+
+    Raises:
+        ValueError: A pattern names nothing; lists what exists.
+    """
+    if isinstance(patterns, str):
+        patterns = tuple(p.strip() for p in patterns.split(","))
+    found: dict[str, T] = {}
+    for pattern in patterns:
+        regex = re.compile(_regex(pattern))
+        hits = {
+            name: layer
+            for name, layer in layers.items()
+            if regex.match(name) or regex.match(_short(name))
+        }
+        if not hits:
+            known = ", ".join(layers) or "none"
+            raise ValueError(f"{owner}: no {what} matches {pattern!r}; the network has: {known}")
+        found |= hits
+    return list(found.values())
+
+
+_SHORT = {
+    "mid_block": "mid",
+    "down_blocks": "down",
+    "up_blocks": "up",
+    "transformer_blocks": "blocks",
+    "single_transformer_blocks": "single",
+}
+
+
+def _short(name: str) -> str:
+    first, dot, rest = name.partition(".")
+    return _SHORT.get(first, first) + dot + rest
+
+
+def _regex(pattern: str) -> str:
+    text = re.escape(pattern).replace(r"\*\*\.", r"(?:[^.]+\.)*").replace(r"\*\*", ".*")
+    return text.replace(r"\*", "[^.]*") + r"(\.|$)"
