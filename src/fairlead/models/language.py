@@ -105,7 +105,7 @@ def character_tokenizer(tokens: Sequence[str], pad: int) -> Any:
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     inner.decoder = decoders.Fuse()
     inner.add_special_tokens([t for t in tokens if len(t) > 1])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token=tokens[pad],
         padding_side="left",
