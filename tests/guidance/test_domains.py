@@ -72,7 +72,7 @@ def test_a_row_without_probability_is_named():
 
 
 def test_what_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="'null' must hold no negative rates, got -1"):
+    with pytest.raises(ValueError, match="'null' must hold no negative rates, got -3"):
         fl.combine("cfg(2)", both(C, -4 * U), domain="rates")
     with pytest.raises(ValueError, match="normalise must be one of softmax, none, got 'column'"):
         fl.combine("cfg(2)", logs(), domain="logprob", normalise="column")
