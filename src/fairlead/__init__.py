@@ -14,6 +14,7 @@ from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, regis
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.combine import combine
 from fairlead.guidance.context import Context, Run
+from fairlead.guidance.parallel import Parallel
 from fairlead.guidance.policies import *  # noqa: F403
 from fairlead.guidance.policies import __all__ as _policies
 from fairlead.guidance.rules import *  # noqa: F403
@@ -36,6 +37,7 @@ __all__ = [
     "Denoiser",
     "Guide",
     "Interrupted",
+    "Parallel",
     "Policy",
     "Result",
     "Rule",
