@@ -51,8 +51,8 @@ class ParallelEvaluator(Evaluator):
     """Predicts each branch on one process, one call a branch, and gathers them on all.
 
     A branch stays with the process that had it first. One collective tells whether all want the
-    same, and one gathers the predictions; branches whose attention is read are predicted
-    everywhere.
+    same, and one gathers the predictions; branches whose attention is read, or whose gradient is
+    taken, are predicted everywhere.
 
     Args:
         denoiser: The sampled model.
@@ -60,6 +60,7 @@ class ParallelEvaluator(Evaluator):
         models: Further models by name.
         parallel: The processes.
         max_batch: Most rows in one network call.
+        checkpoint: As of `Evaluator`.
 
     Raises:
         ValueError: No process group was made.
@@ -73,8 +74,16 @@ class ParallelEvaluator(Evaluator):
         *,
         parallel: Parallel,
         max_batch: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
-        super().__init__(denoiser, states, models, batching="sequential", max_batch=max_batch)
+        super().__init__(
+            denoiser,
+            states,
+            models,
+            batching="sequential",
+            max_batch=max_batch,
+            checkpoint=checkpoint,
+        )
         dist = torch.distributed
         if not (dist.is_available() and dist.is_initialized()):
             raise ValueError(
@@ -96,8 +105,9 @@ class ParallelEvaluator(Evaluator):
         done: dict[Branch, Tensor],
         ctx: Context,
     ) -> None:
-        shared = {b: rows for b, rows in branches.items() if b not in ctx.plan.captures}
-        everywhere = {b: rows for b, rows in branches.items() if b in ctx.plan.captures}
+        looked_into = ctx.plan.captures.keys() | ctx.plan.through
+        shared = {b: rows for b, rows in branches.items() if b not in looked_into}
+        everywhere = {b: rows for b, rows in branches.items() if b in looked_into}
         mine = {b: rows for b, rows in shared.items() if self._owner(b) == self.rank}
         before = ctx.run.report.nfe
         predicted = dict(done)
