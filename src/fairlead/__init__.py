@@ -16,6 +16,7 @@ from fairlead.guidance.combine import combine
 from fairlead.guidance.context import Context, Run
 from fairlead.guidance.energy import *  # noqa: F403
 from fairlead.guidance.energy import __all__ as _energy
+from fairlead.guidance.parallel import Parallel
 from fairlead.guidance.policies import *  # noqa: F403
 from fairlead.guidance.policies import __all__ as _policies
 from fairlead.guidance.rules import *  # noqa: F403
@@ -38,6 +39,7 @@ __all__ = [
     "Denoiser",
     "Guide",
     "Interrupted",
+    "Parallel",
     "Policy",
     "Result",
     "Rule",

@@ -16,6 +16,7 @@ from fairlead.guidance.context import Run
 from fairlead.guidance.evaluator import Batching, Evaluator
 from fairlead.guidance.guided import GuidedModel, Reward
 from fairlead.guidance.masks import fitted
+from fairlead.guidance.parallel import Parallel, ParallelEvaluator
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose
@@ -105,7 +106,7 @@ def sample(
     masks: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
     reference: Tensor | None = None,
-    batching: Batching = "batched",
+    batching: Batching | Parallel = "batched",
     max_batch: int | None = None,
     checkpoint: bool = False,
     callback: Callable[[Step], None] | None = None,
@@ -144,7 +145,8 @@ def sample(
         reference: Clean samples that the guide refers to, such as the images that are edited;
             as many as are drawn, or one for all.
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
-            branch.
+            branch; `parallel`, or a `Parallel`: branches on the processes of `torch.distributed`,
+            all of which call this with the same arguments.
         max_batch: Most rows in one network call.
         checkpoint: Whether guides that differentiate the network compute it again, call by call,
             in the backward pass: with `max_batch` the memory is that of one call's graph.
@@ -172,7 +174,8 @@ def sample(
     """
     guide = parse(guide)
     rule = get_sampler(sampler)
-    choose("sample", "batching", batching, ("batched", "sequential"))
+    if not isinstance(batching, Parallel):
+        choose("sample", "batching", batching, ("batched", "sequential", "parallel"))
     for name, value in (("steps", steps), ("max_batch", max_batch), ("n", n)):
         absent = value is None and name != "steps"
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -211,14 +214,14 @@ def sample(
         masks=fitted(masks or {}, like),
         reference=reference,
     )
-    evaluator = Evaluator(
-        denoiser,
-        conditions,
-        models,
-        batching=batching,
-        max_batch=max_batch,
-        checkpoint=checkpoint,
-    )
+    options: dict[str, Any] = {"max_batch": max_batch, "checkpoint": checkpoint}
+    if batching == "parallel" or isinstance(batching, Parallel):
+        spread = batching if isinstance(batching, Parallel) else Parallel()
+        evaluator: Evaluator = ParallelEvaluator(
+            denoiser, conditions, models, parallel=spread, **options
+        )
+    else:
+        evaluator = Evaluator(denoiser, conditions, models, batching=batching, **options)
     model = GuidedModel(guide, evaluator, run, rewards)
     model.check()
     rule.check(model)

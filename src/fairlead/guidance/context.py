@@ -164,6 +164,7 @@ class Run:
         """Makes row `i` of all that is remembered that of sample `index[i]`."""
         self._slots = {k: (v[0], *_rows(v[1:], index)) for k, v in self._slots.items()}
         self.memory = _rows(self.memory, index)
+        self.reference = _rows(self.reference, index)
         self.carried = _rows(self.carried, index)
 
     def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
