@@ -272,6 +272,8 @@ class PipelineEvaluator(Evaluator):
         branches: dict[Branch, Tensor | None],
         done: dict[Branch, Tensor],
         ctx: Context,
+        *,
+        graph: bool = False,
     ) -> None:
         assert self.native is not None
         assert ctx.x is not None
