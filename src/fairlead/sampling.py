@@ -1,6 +1,6 @@
 """`fl.sample`: from a denoiser and a guide to samples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -86,6 +86,7 @@ def sample(
     seed: int = 0,
     first: int = 0,
     spacing: Spacing | None = None,
+    levels: Sequence[Level] | None = None,
     negative: Mapping[str, Any] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
@@ -98,6 +99,7 @@ def sample(
     check: bool = True,
     record: bool = True,
     dtype: torch.dtype = torch.float32,
+    run: Run | None = None,
 ) -> Result:
     """Samples from a denoiser under a guide.
 
@@ -115,10 +117,11 @@ def sample(
         seed: Seed of all random draws.
         first: Index of the first sample.
         spacing: How the levels are spread; default: the schedule's own.
+        levels: The levels to walk, noisiest first, instead of a grid of `steps`.
         negative: Negative condition: short for `states={"negative": ...}`.
         states: Further conditions by name, for branches that ask for them.
         models: Further denoisers by name, such as `weak`.
-        x: Where to start, at the grid's first level, instead of noise.
+        x: Where to start, at the first level, instead of noise.
         reference: Clean samples that the guide refers to, such as the images that are edited;
             as many as are drawn, or one for all.
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
@@ -129,6 +132,8 @@ def sample(
         check: Whether a NaN or infinity raises, naming branch and step.
         record: Whether the report keeps the norm of each term at each step.
         dtype: `float32`, or `float64`.
+        run: Memory to go on with; its own seed, indices, number of steps, `check`, `record` and
+            `reference` count. Default: a fresh one.
 
     Returns:
         A `Result` with `.x`, `.nfe` and `.report`.
@@ -166,7 +171,9 @@ def sample(
     conditions = {k: c.expand(size[0]).to(device) for k, c in conditions.items()}
     for given_condition in conditions.values():
         denoiser.check(given_condition)
-    levels = denoiser.schedule.grid(steps, spacing)
+    if levels is None:
+        levels = denoiser.schedule.grid(steps, spacing)
+    check_levels("sample: ", levels)
     if reference is not None:
         if tuple(reference.shape) not in (size, (1, *size[1:])):
             raise ValueError(
@@ -174,14 +181,15 @@ def sample(
                 f"got {tuple(reference.shape)}"
             )
         reference = reference.to(device, dtype).expand(size)
-    run = Run(
-        seed,
-        range(first, first + size[0]),
-        steps,
-        check=check,
-        record=record,
-        reference=reference,
-    )
+    if run is None:
+        run = Run(
+            seed,
+            range(first, first + size[0]),
+            len(levels) - 1,
+            check=check,
+            record=record,
+            reference=reference,
+        )
     evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
     model = GuidedModel(guide, evaluator, run)
     model.check()
@@ -192,7 +200,7 @@ def sample(
         x = x.to(device, dtype)
     reached = levels[0]
     try:
-        with torch.no_grad(), _bar(progress, steps) as tick:
+        with torch.no_grad(), _bar(progress, len(levels) - 1) as tick:
             for s, t in pairwise(levels):
                 model.begin(s)
                 x = rule.step(model, x, s, t)
@@ -200,7 +208,7 @@ def sample(
                 tick()
                 if callback is not None:
                     denoised = model.last.denoise if model.last else x
-                    callback(Step(run.step, steps, t, x, denoised, run.report))
+                    callback(Step(run.step, run.steps, t, x, denoised, run.report))
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
@@ -211,6 +219,16 @@ def sample(
 def _result(x: Tensor, run: Run, guide: Guide, level: Level) -> Result:
     nfe = torch.as_tensor(run.report.nfe).expand(len(x)).cpu()
     return Result(x, nfe, run.report, guide, level)
+
+
+def check_levels(owner: str, levels: Sequence[Level]) -> None:
+    """Refuses levels that a sampler cannot walk."""
+    rises = [b.log_snr > a.log_snr for a, b in pairwise(levels)]
+    if not rises or not all(rises):
+        raise ValueError(
+            f"{owner}levels must be at least two, each less noisy than the one before, got "
+            f"t = {', '.join(f'{level.t:g}' for level in levels)}"
+        )
 
 
 def _shape(
