@@ -1,6 +1,7 @@
 """Sampling in stages: equality with ordinary runs, the two recipes by hand, refusals."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -229,3 +230,17 @@ def test_levels_of_a_plain_run():
     assert half.nfe.tolist() == [6, 6]
     with pytest.raises(ValueError, match=r"sample: levels must be at least two"):
         fl.sample(tiny_denoiser(), LABEL, levels=grid[:1], **options)
+
+
+def test_a_guide_sees_where_each_step_ends():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Spy(fl.Rule):
+        def apply(self, update, predictions, ctx):
+            seen.append(ctx.target.t)
+            return update
+
+    guide = fl.CFG(2.0) | Spy()
+    staged([fl.Stage(guide, GRID[:4]), fl.Stage(guide, GRID[2:], (16, 16))])
+    assert seen == [level.t for level in (*GRID[1:4], *GRID[3:])]

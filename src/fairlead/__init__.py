@@ -6,13 +6,17 @@
 True
 """
 
-from fairlead import adapters, exact, metrics, prediction, samplers, schedules
+from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
+from fairlead.fitting import fit_linear
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.combine import combine
 from fairlead.guidance.context import Context, Run
+from fairlead.guidance.energy import *  # noqa: F403
+from fairlead.guidance.energy import __all__ as _energy
+from fairlead.guidance.parallel import Parallel
 from fairlead.guidance.policies import *  # noqa: F403
 from fairlead.guidance.policies import __all__ as _policies
 from fairlead.guidance.rules import *  # noqa: F403
@@ -36,6 +40,7 @@ __all__ = [
     "Denoiser",
     "Guide",
     "Interrupted",
+    "Parallel",
     "Policy",
     "Result",
     "Rule",
@@ -47,16 +52,20 @@ __all__ = [
     "TextError",
     "adapters",
     "combine",
+    "energy",
     "exact",
+    "fit_linear",
     "guide",
     "load",
     "metrics",
+    "nulls",
     "prediction",
     "register",
     "sample",
     "sample_stages",
     "samplers",
     "schedules",
+    *_energy,
     *_policies,
     *_rules,
     *_terms,

@@ -78,11 +78,15 @@ def sample_stages(
     seed: int = 0,
     first: int = 0,
     resize: Resize = linear,
+    negative: Mapping[str, Any] | None = None,
+    states: Mapping[str, Mapping[str, Any]] | None = None,
+    models: Mapping[str, Denoiser] | None = None,
+    energies: Mapping[str, Any] | None = None,
+    max_batch: int | None = None,
     callback: Callable[[Step], None] | None = None,
     check: bool = True,
     record: bool = True,
     dtype: torch.dtype = torch.float32,
-    **options: Any,
 ) -> Result:
     """Samples stage by stage; the first is to the bit the beginning of an ordinary run.
 
@@ -100,11 +104,15 @@ def sample_stages(
         first: Index of the first sample.
         resize: Enlarges clean estimates. For latents decode, resize and encode: resizing latents
             makes artifacts.
+        negative: As in `fl.sample`, like what follows.
+        states: Further conditions by name.
+        models: Further denoisers by name.
+        energies: Energies by name.
+        max_batch: Most rows in one network call.
         callback: Called with a `Step` after each step.
         check: Whether a NaN or infinity raises.
         record: Whether the report keeps the norm of each term at each step.
         dtype: `float32`, or `float64`.
-        options: Further arguments of `fl.sample`, such as `negative` and `models`.
 
     Returns:
         The result of the last stage, with the report of all of them.
@@ -124,8 +132,13 @@ def sample_stages(
     """
     plan = _plan(denoiser, stages)
     total = sum(len(stage.levels) - 1 for stage in stages)
-    run = Run(seed, range(first, first + n), total, check=check, record=record)
-    _check(denoiser, condition, [guide for _, guide, _ in plan], run, options)
+    run = Run(seed, range(first, first + n), total, check=check, record=record, energies=energies)
+    given = {"cond": condition or {}, **(states or {})}
+    if negative is not None:
+        given["negative"] = negative
+    evaluator = Evaluator(denoiser, {k: Condition(v) for k, v in given.items()}, models)
+    for _, guide, _ in plan:  # what a later stage lacks is named before any step
+        GuidedModel(guide, evaluator, run).check()
     assert denoiser.shape is not None
     shape, device = (n, denoiser.shape[0], *plan[0][2]), denoiser.device or torch.device("cpu")
     start = run.normal(torch.empty(shape, dtype=dtype, device=device), "start")
@@ -146,6 +159,8 @@ def sample_stages(
             x = level.alpha * clean + level.sigma * run.normal(clean, "refresh")
         if i and (stage.refresh or guide != before):
             run.forget()
+        done = run.step + 1
+        run.levels = (stage.levels[0],) * done + tuple(stage.levels)
         result = sample(
             denoiser,
             condition,
@@ -156,7 +171,10 @@ def sample_stages(
             callback=after,
             dtype=dtype,
             run=run,
-            **options,
+            negative=negative,
+            states=states,
+            models=models,
+            max_batch=max_batch,
         )
         x, before = result.x, guide
     return result
@@ -187,23 +205,6 @@ def _plan(denoiser: Denoiser, stages: Sequence[Stage]) -> list[tuple[Stage, Guid
         found.append((stage, guide, new))
         size = new
     return found
-
-
-def _check(
-    denoiser: Denoiser,
-    condition: Mapping[str, Any] | None,
-    guides: list[Guide],
-    run: Run,
-    options: dict[str, Any],
-) -> None:
-    """Asks for every branch of every stage, so that what is missing is named before any step."""
-    given = {"cond": condition or {}, **(options.get("states") or {})}
-    if options.get("negative") is not None:
-        given["negative"] = options["negative"]
-    conditions = {k: Condition(v) for k, v in given.items()}
-    evaluator = Evaluator(denoiser, conditions, options.get("models"))
-    for guide in guides:
-        GuidedModel(guide, evaluator, run).check()
 
 
 @recipe(ids=("S107",))
