@@ -295,7 +295,7 @@ class Evaluator:
                     out = change(out, ctx)
                 if request.rows is not None:
                     base = done.get(ctx.plan.base)
-                    whole = torch.zeros_like(ctx.x, dtype=out.dtype) if base is None else base
+                    whole = out.new_zeros(ctx.batch, *out.shape[1:]) if base is None else base
                     out = whole.index_copy(0, request.rows, out)
                 done[request.branch] = out
 
