@@ -299,6 +299,7 @@ class Context:
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
         offered: Branches and rows that each policy was offered, by place.
+        scratch: What is handed from the evaluation to `Policy.observe`; empty at its start.
     """
 
     def __init__(
@@ -335,6 +336,7 @@ class Context:
         self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.evaluated: dict[Branch, Tensor | None] = {}
         self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
+        self.scratch: dict[Any, Any] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""
