@@ -272,6 +272,8 @@ class PipelineEvaluator(Evaluator):
         branches: dict[Branch, Tensor | None],
         done: dict[Branch, Tensor],
         ctx: Context,
+        *,
+        graph: bool = False,
     ) -> None:
         assert self.native is not None
         assert ctx.x is not None
@@ -280,8 +282,8 @@ class PipelineEvaluator(Evaluator):
         left = dict(branches)
         if main and self.layout.kind == "rows" and len(self.layout.slots) > 1:
             by_slot = {self.slot(b): b for b, rows in left.items() if self._is_plain(b, rows)}
-            whole = set(by_slot) == set(self.layout.slots) and self.plan_batching != "sequential"
-            if by_slot and (self.fixed_rows or whole):
+            full = set(by_slot) == set(self.layout.slots) and self.plan_batching != "sequential"
+            if by_slot and (self.fixed_rows or full):
                 laid = tuple(by_slot.get(s, Branch(s, state=s)) for s in self.layout.slots)
                 total = self.native.batch * len(laid)
                 requests.append(_Request(laid, self.native.bound, total, ctx.x, native=True))

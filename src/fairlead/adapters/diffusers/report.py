@@ -33,7 +33,7 @@ class SteeringReport:
 
     @property
     def nfe(self) -> int | Tensor:
-        """Network evaluations of each sample: a number, or `(B,)`."""
+        """How often the network was evaluated for a sample; a number, or one a sample `(B,)`."""
         return self.log.nfe
 
     @property

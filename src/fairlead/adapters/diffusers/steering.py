@@ -16,7 +16,7 @@ from fairlead.adapters.diffusers.patch import all_called, replaced_attribute
 from fairlead.adapters.diffusers.report import SteeringReport
 from fairlead.adapters.diffusers.session import Session, Setting
 from fairlead.adapters.diffusers.step import both_ends
-from fairlead.guidance.algebra import Guide
+from fairlead.guidance.algebra import Guide, Term
 from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
@@ -87,6 +87,7 @@ def steer(
     """
     parsed = parse(guide)
     parsed.require("continuous")
+    _require_branches(parsed)
     choose("steer", "batching", batching, ("auto", "batched", "sequential"))
     given = Layout.parse(layout) if isinstance(layout, str) else layout
     return Steering(
@@ -105,6 +106,21 @@ def steer(
             "record": record,
         },
     )
+
+
+def _require_branches(guide: Guide) -> None:
+    """Refuses terms that are more than weighed branches.
+
+    Raises:
+        ValueError: Names the term.
+    """
+    for node in guide.nodes():
+        moves = isinstance(node, Term) and type(node).move is not Term.move
+        if moves or getattr(node, "gradient", False):
+            raise ValueError(
+                f"steer: {node.name} needs a gradient or a sample of its own, which a pipeline's "
+                "loop does not give; use fl.sample, or a guide of branches"
+            )
 
 
 class Steering:
