@@ -9,7 +9,7 @@ True
 from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
-from fairlead.fitting import fit_linear
+from fairlead.fitting import fit_linear, search_ratios
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.combine import combine
@@ -62,6 +62,7 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    "search_ratios",
     *_energy,
     *_policies,
     *_rules,
