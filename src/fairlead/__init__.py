@@ -28,6 +28,7 @@ from fairlead.guidance.weight_schedules import *  # noqa: F403
 from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
 from fairlead.models.zoo import load
 from fairlead.sampling import Interrupted, Result, Step, sample
+from fairlead.stream import SimilarityFilter, Stream
 from fairlead.text import TextError
 
 __version__ = "0.1.0"
@@ -45,7 +46,9 @@ __all__ = [
     "Rule",
     "Run",
     "Schedule",
+    "SimilarityFilter",
     "Step",
+    "Stream",
     "Term",
     "TextError",
     "adapters",
