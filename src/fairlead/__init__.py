@@ -28,6 +28,7 @@ from fairlead.guidance.weight_schedules import *  # noqa: F403
 from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
 from fairlead.models.zoo import load
 from fairlead.sampling import Interrupted, Result, Step, sample
+from fairlead.stages import Stage, sample_stages
 from fairlead.stream import SimilarityFilter, Stream
 from fairlead.text import TextError
 
@@ -47,6 +48,7 @@ __all__ = [
     "Run",
     "Schedule",
     "SimilarityFilter",
+    "Stage",
     "Step",
     "Stream",
     "Term",
@@ -63,6 +65,7 @@ __all__ = [
     "prediction",
     "register",
     "sample",
+    "sample_stages",
     "samplers",
     "schedules",
     "search_ratios",

@@ -98,6 +98,11 @@ class Run:
         """Makes a multistep solver begin anew, where the prediction has a jump in time."""
         self.memory.clear()
 
+    def forget(self) -> None:
+        """Empties every slot and the history of multistep solvers."""
+        self._slots.clear()
+        self.memory.clear()
+
     def recall(self, key: Any, default: Any) -> Any:
         """A slot as the last step left it, whatever this step has written since."""
         if key not in self._slots:
