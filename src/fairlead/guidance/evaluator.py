@@ -134,6 +134,7 @@ class Evaluator:
                 for b, rows in wanted.items()
             )
             or ctx.plan.captures
+            or ctx.plan.through
         ):
             return None
         models = {b.model for b in wanted}
