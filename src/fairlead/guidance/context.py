@@ -47,6 +47,8 @@ class Run:
         masks: Masks by name, for guides that act on a region.
         reference: Clean samples that a guide may refer to, such as the source of an edit,
             `(B, ...)`.
+        streaming: Whether the samples of a batch are at different steps, so that guides may not
+            ask at which.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Run:
         energies: Mapping[str, Any] | None = None,
         masks: Mapping[str, Tensor] | None = None,
         reference: Tensor | None = None,
+        streaming: bool = False,
     ) -> None:
         self.seed = seed
         self.indices = None if indices is None else list(indices)
@@ -72,6 +75,7 @@ class Run:
         self.energies = dict(energies or {})
         self.masks = dict(masks or {})
         self.reference = reference
+        self.streaming = streaming
         self.memory: dict[str, Any] = {}
         self.carried: dict[str, Tensor] = {}
         self.report = Report(record)
@@ -92,6 +96,11 @@ class Run:
 
     def drop_history(self) -> None:
         """Makes a multistep solver begin anew, where the prediction has a jump in time."""
+        self.memory.clear()
+
+    def forget(self) -> None:
+        """Empties every slot and the history of multistep solvers."""
+        self._slots.clear()
         self.memory.clear()
 
     def recall(self, key: Any, default: Any) -> Any:
@@ -135,6 +144,16 @@ class Run:
             row.normal_(generator=generator.manual_seed(_mix(self.seed, index, step, tag, count)))
         return noise.to(like)
 
+    def rand(self, like: Tensor, key: str, count: int = 0) -> Tensor:
+        """Uniform numbers in (0, 1) shaped like `like`, in float64, as `normal` draws them."""
+        tag = zlib.crc32(key.encode())
+        drawn = torch.empty(like.shape, dtype=torch.float64)
+        generator = torch.Generator()
+        for row, index in zip(drawn, self._indices(len(like)), strict=True):
+            seed = _mix(self.seed, index, self.step, tag, count)
+            row.uniform_(generator=generator.manual_seed(seed))
+        return drawn.clamp_(min=2.0**-53).to(like.device)
+
     def integers(self, batch: int, high: int, key: str) -> Tensor:
         """One uniform integer in [0, high) a sample, a function of seed, sample, step and key."""
         tag = zlib.crc32(key.encode())
@@ -150,10 +169,29 @@ class Run:
         indices = (-1,) if batch is None else self._indices(batch)
         return [_mix(self.seed, i, self.step, tag, 0) / 2.0**63 for i in indices]
 
+    @property
+    def place(self) -> int:
+        """Index of the step, for guides.
+
+        Raises:
+            ValueError: The samples of the batch are at different steps.
+        """
+        if self.streaming:
+            raise ValueError(
+                "stream: this guide asks at which step it is, and the rows of a stream are at "
+                "different ones; leave out schedules and policies over the course of a run"
+            )
+        return self.step
+
+    def begin_row(self, row: int) -> None:
+        """Makes one sample of the batch a new one: what is remembered of it is zero."""
+        self._slots = {k: (v[0], *_zeroed(v[1:], row)) for k, v in self._slots.items()}
+
     def take(self, index: Tensor) -> None:
         """Makes row `i` of all that is remembered that of sample `index[i]`."""
         self._slots = {k: (v[0], *_rows(v[1:], index)) for k, v in self._slots.items()}
         self.memory = _rows(self.memory, index)
+        self.reference = _rows(self.reference, index)
         self.carried = _rows(self.carried, index)
 
     def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
@@ -173,6 +211,20 @@ def _rows(value: Any, index: Tensor) -> Any:
         return [_rows(v, index) for v in value]
     if isinstance(value, tuple):
         made = [_rows(v, index) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    return value
+
+
+def _zeroed(value: Any, row: int) -> Any:
+    """Every tensor inside with zeros in a row."""
+    if isinstance(value, Tensor):
+        return value.index_fill(0, torch.tensor([row], device=value.device), 0)
+    if isinstance(value, dict):
+        return {k: _zeroed(v, row) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_zeroed(v, row) for v in value]
+    if isinstance(value, tuple):
+        made = [_zeroed(v, row) for v in value]
         return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
     return value
 
@@ -275,7 +327,7 @@ class Context:
         log_density: Log density of `x` under a branch, `(B,)`; `None` in `fl.combine`.
         place: Where the node that is being asked stands.
         batch: Number of samples.
-        ndim: Number of dimensions of `x`.
+        ndim: Number of dimensions of a prediction.
         done: Predictions so far, for what depends on them before all are there.
         renoising: Whether the update that is asked for is that of the `renoise` end.
         conditions: Names of the conditions, where they are known.
@@ -283,6 +335,7 @@ class Context:
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
         offered: Branches and rows that each policy was offered, by place.
+        scratch: What is handed from the evaluation to `Policy.observe`; empty at its start.
     """
 
     def __init__(
@@ -304,7 +357,9 @@ class Context:
         self.denoiser = denoiser
         self._like = like  # where there is no x: a prediction, for dtype and device
         self.batch = batch if x is None else x.shape[0]
-        self.ndim = ndim if x is None else x.ndim
+        # predictions over a vocabulary have one dimension more than the tokens
+        tokens = x is not None and not x.is_floating_point()
+        self.ndim = ndim if x is None else x.ndim + tokens
         self.conditions: frozenset[str] = frozenset()
         self.plan = Plan()
         self.maps: Maps = {}
@@ -317,6 +372,7 @@ class Context:
         self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.evaluated: dict[Branch, Tensor | None] = {}
         self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
+        self.scratch: dict[Any, Any] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""
@@ -379,12 +435,17 @@ class Context:
     @property
     def progress(self) -> float:
         """`i / (N - 1)`: 0 in the first step, 1 in the last."""
-        return self.run.step / max(1, self.run.steps - 1)
+        return self.run.place / max(1, self.run.steps - 1)
 
     @property
     def fraction(self) -> float:
         """`i / N`: the share of the steps that is behind."""
-        return self.run.step / self.run.steps
+        return self.run.place / self.run.steps
+
+    @property
+    def step(self) -> int:
+        """Index of the step, from 0."""
+        return self.run.place
 
     def noise(self, x0: Tensor) -> Tensor:
         """The noise prediction that belongs to a clean estimate."""
@@ -419,6 +480,8 @@ class Context:
             )
         like = self.x if self._like is None else self._like
         dtype = torch.float32 if like is None else working_dtype(like)
+        if like is not None and not like.is_floating_point():
+            dtype = torch.float64  # tokens: log-probabilities are
         device = None if like is None else like.device
         weight = torch.tensor(values, dtype=dtype, device=device)
         return weight.reshape(-1, *[1] * (self.ndim - 1))
