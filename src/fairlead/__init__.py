@@ -6,7 +6,7 @@
 True
 """
 
-from fairlead import adapters, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead import adapters, exact, metrics, nulls, prediction, recipes, samplers, schedules
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
@@ -51,6 +51,7 @@ __all__ = [
     "metrics",
     "nulls",
     "prediction",
+    "recipes",
     "register",
     "sample",
     "samplers",

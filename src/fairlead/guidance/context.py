@@ -282,6 +282,12 @@ class Context:
         """`i / N`: the share of the steps that is behind."""
         return self.run.step / self.run.steps
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the shape, dtype and device of the batch."""
+        like = self.x if self._like is None else self._like
+        return torch.empty(self.batch, *[1] * (self.ndim - 1)) if like is None else like
+
     def noise(self, x0: Tensor) -> Tensor:
         """The noise prediction that belongs to a clean estimate."""
         if self.x is None:
@@ -313,8 +319,6 @@ class Context:
             raise ValueError(
                 f"weight: {len(values)} values were given for a batch of {self.batch} samples"
             )
-        like = self.x if self._like is None else self._like
-        dtype = torch.float32 if like is None else working_dtype(like)
-        device = None if like is None else like.device
-        weight = torch.tensor(values, dtype=dtype, device=device)
+        like = self.like
+        weight = torch.tensor(values, dtype=working_dtype(like), device=like.device)
         return weight.reshape(-1, *[1] * (self.ndim - 1))
