@@ -68,6 +68,7 @@ class Run:
         self.memory: dict[str, Any] = {}
         self.report = Report(record)
         self._slots: dict[Any, tuple[int, Any, Any]] = {}
+        self._fixed: dict[Any, Tensor] = {}
 
     def advance(self) -> None:
         """Begins the next step."""
@@ -107,7 +108,10 @@ class Run:
 
     def fixed(self, like: Tensor, key: str, rows: Sequence[int] | None = None) -> Tensor:
         """As `normal`, but the same in every step of the run."""
-        return self._normal(like, key, -2, 0, rows)
+        slot = (key, tuple(like.shape), None if rows is None else tuple(rows))
+        if slot not in self._fixed:
+            self._fixed[slot] = self._normal(like, key, -2, 0, rows)
+        return self._fixed[slot].to(like)
 
     def _normal(
         self, like: Tensor, key: str, step: int, count: int, rows: Sequence[int] | None
