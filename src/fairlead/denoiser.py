@@ -45,6 +45,9 @@ class Denoiser:
         choices: Number of values of each index condition, for guides that draw one.
         models: Further denoisers by name, such as a `weak` checkpoint.
         autocast: Dtype of autocast around the network, or `None`.
+        log_density: Log density of noisy samples up to a constant that may depend on the time
+            but not on the condition, `(B,)`; called like the network. For samplers that accept
+            or reject.
         grid: Height and width of a sample (or frames, height, width), where its shape does not
             show them, for guides that need the grid of the tokens.
 
@@ -74,6 +77,7 @@ class Denoiser:
         choices: Mapping[str, int] | None = None,
         models: Mapping[str, "Denoiser"] | None = None,
         autocast: torch.dtype | None = None,
+        log_density: Callable[..., Tensor] | None = None,
         grid: tuple[int, ...] | None = None,
     ) -> None:
         choose("Denoiser", "prediction", prediction, PREDICTIONS)
@@ -89,6 +93,7 @@ class Denoiser:
         self.choices = dict(choices or {})
         self.models: Mapping[str, Denoiser] = models or {}
         self.autocast = autocast
+        self._log_density = log_density
         self.grid = grid
         first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
         self._times: dict[Any, Tensor] = {}
@@ -134,6 +139,19 @@ class Denoiser:
         if output.dtype != x.dtype:
             output = output.to(x.dtype)
         return to_x0(output, x, level.alpha, level.sigma, self.prediction, self.sigma_data)
+
+    def log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        """The log density of noisy samples up to a constant, `(B, ...)` to `(B,)`.
+
+        Raises:
+            ValueError: The model knows none.
+        """
+        if self._log_density is None:
+            raise ValueError(
+                "this model knows no density: give Denoiser(log_density=...), or use what needs "
+                "none, such as mcmc('ula')"
+            )
+        return self._log_density(x, self._network_time(level, x), **condition.tensors)
 
     def _network_time(self, level: Level, x: Tensor) -> Tensor:
         dtype = self.dtype or x.dtype

@@ -1,7 +1,8 @@
 """`fl.sample`: from a denoiser and a guide to samples."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -13,13 +14,15 @@ from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
 from fairlead.guidance.evaluator import Batching, Evaluator
-from fairlead.guidance.guided import GuidedModel
+from fairlead.guidance.guided import GuidedModel, Reward
 from fairlead.guidance.masks import fitted
+from fairlead.guidance.parallel import Parallel, ParallelEvaluator
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose
 from fairlead.samplers.base import Sampler
 from fairlead.samplers.base import get as get_sampler
+from fairlead.samplers.particles import shares
 from fairlead.schedules import Level, Spacing
 
 
@@ -34,6 +37,9 @@ class Step:
         x: The sample there, `(n, ...)`.
         denoised: The last guided clean estimate.
         report: The log so far.
+        predictions: The clean estimates of the last evaluation by branch name, those that a
+            policy provided among them.
+        noises: The noise that each leaves in the sample that was evaluated.
     """
 
     index: int
@@ -42,6 +48,8 @@ class Step:
     x: Tensor
     denoised: Tensor
     report: Report
+    predictions: Mapping[str, Tensor] = field(default_factory=dict)
+    noises: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class Result:
         report: Branches, provenance and norms of the terms for each evaluation.
         guide: The guide.
         level: The level of `x`: clean data, unless sampling was interrupted.
+        weights: `(n,)` weight of each sample among those under the same condition, adding up
+            to 1 there; `None` where all count the same.
     """
 
     x: Tensor
@@ -61,6 +71,7 @@ class Result:
     report: Report
     guide: Guide
     level: Level
+    weights: Tensor | None = None
 
     def describe(self) -> Any:
         """The guide's branches and cost, and the norm of each term at each step."""
@@ -87,19 +98,24 @@ def sample(
     seed: int = 0,
     first: int = 0,
     spacing: Spacing | None = None,
+    levels: Sequence[Level] | None = None,
     negative: Mapping[str, Any] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
+    energies: Mapping[str, Any] | None = None,
+    rewards: Mapping[str, Reward] | None = None,
     masks: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
     reference: Tensor | None = None,
-    batching: Batching = "batched",
+    batching: Batching | Parallel = "batched",
     max_batch: int | None = None,
+    checkpoint: bool = False,
     callback: Callable[[Step], None] | None = None,
     progress: bool = False,
     check: bool = True,
     record: bool = True,
     dtype: torch.dtype = torch.float32,
+    run: Run | None = None,
 ) -> Result:
     """Samples from a denoiser under a guide.
 
@@ -117,23 +133,33 @@ def sample(
         seed: Seed of all random draws.
         first: Index of the first sample.
         spacing: How the levels are spread; default: the schedule's own.
+        levels: The levels to walk, noisiest first, instead of a grid of `steps`.
         negative: Negative condition: short for `states={"negative": ...}`.
         states: Further conditions by name, for branches that ask for them. A name that one of
             them lacks keeps the value of `condition`; an empty one asks for nothing.
         models: Further denoisers by name, such as `weak`.
+        energies: Energies by name (`fl.energy`, or functions of a clean estimate), for guides that
+            ask for one by name.
+        rewards: Functions from clean samples `(n, ...)` to scores `(n,)`, for samplers that
+            choose among samples, such as `steering`.
         masks: Masks by name, for guides that act on a region, in [0, 1]: shaped like one sample,
             or like the batch, sizes of 1 where they do not change.
-        x: Where to start, at the grid's first level, instead of noise.
+        x: Where to start, at the first level, instead of noise.
         reference: Clean samples that the guide refers to, such as the images that are edited;
             as many as are drawn, or one for all.
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
-            branch.
+            branch; `parallel`, or a `Parallel`: branches on the processes of `torch.distributed`,
+            all of which call this with the same arguments.
         max_batch: Most rows in one network call.
+        checkpoint: Whether guides that differentiate the network compute it again, call by call,
+            in the backward pass: with `max_batch` the memory is that of one call's graph.
         callback: Called with a `Step` after each step.
         progress: Whether to show a progress bar.
         check: Whether a NaN or infinity raises, naming branch and step.
         record: Whether the report keeps the norm of each term at each step.
         dtype: `float32`, or `float64`.
+        run: Memory to go on with; its own seed, indices, steps, energies, masks, reference,
+            `check` and `record` count. Default: a fresh one.
 
     Returns:
         A `Result` with `.x`, `.nfe` and `.report`.
@@ -153,7 +179,8 @@ def sample(
     """
     guide = parse(guide)
     rule = get_sampler(sampler)
-    choose("sample", "batching", batching, ("batched", "sequential"))
+    if not isinstance(batching, Parallel):
+        choose("sample", "batching", batching, ("batched", "sequential", "parallel"))
     for name, value in (("steps", steps), ("max_batch", max_batch), ("n", n)):
         absent = value is None and name != "steps"
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -162,6 +189,7 @@ def sample(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"sample: dtype must be torch.float32 or torch.float64, got {dtype}")
     guide.require("continuous")
+    _differentiable(guide)
     given = {"cond": condition or {}, **(states or {})}
     if negative is not None:
         given["negative"] = negative
@@ -171,7 +199,9 @@ def sample(
     conditions = {k: c.expand(size[0]).to(device) for k, c in conditions.items()}
     for given_condition in conditions.values():
         denoiser.check(given_condition)
-    levels = denoiser.schedule.grid(steps, spacing)
+    if levels is None:
+        levels = denoiser.schedule.grid(steps, spacing)
+    check_levels("sample: ", levels)
     like = torch.empty(size, dtype=dtype, device=device)
     if reference is not None:
         if tuple(reference.shape) not in (size, (1, *size[1:])):
@@ -180,40 +210,88 @@ def sample(
                 f"got {tuple(reference.shape)}"
             )
         reference = reference.to(device, dtype).expand(size)
-    run = Run(
-        seed,
-        range(first, first + size[0]),
-        steps,
-        check=check,
-        record=record,
-        masks=fitted(masks or {}, like),
-        reference=reference,
-    )
-    evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
-    model = GuidedModel(guide, evaluator, run)
+    if run is None:
+        run = Run(
+            seed,
+            range(first, first + size[0]),
+            len(levels) - 1,
+            check=check,
+            record=record,
+            levels=levels,
+            energies=energies,
+            masks=fitted(masks or {}, like),
+            reference=reference,
+        )
+    options: dict[str, Any] = {"max_batch": max_batch, "checkpoint": checkpoint}
+    if batching == "parallel" or isinstance(batching, Parallel):
+        spread = batching if isinstance(batching, Parallel) else Parallel()
+        evaluator: Evaluator = ParallelEvaluator(
+            denoiser, conditions, models, parallel=spread, **options
+        )
+    else:
+        evaluator = Evaluator(denoiser, conditions, models, batching=batching, **options)
+    model = GuidedModel(guide, evaluator, run, rewards)
     model.check()
-    x = levels[0].sigma * run.normal(like, "start") if x is None else x.to(device, dtype)
-    reached = levels[0]
+    rule.check(model)
+    if x is None:
+        x = levels[0].sigma * run.normal(like, "start")
+    else:
+        x = x.to(device, dtype)
+        x = x.clone() if x.is_inference() else x
+    reached, began = levels[0], time.perf_counter()
     try:
-        with torch.no_grad(), _bar(progress, steps) as tick:
+        with torch.no_grad(), _bar(progress, len(levels) - 1) as tick:
             for s, t in pairwise(levels):
                 model.begin(s)
-                x = rule.step(model, x, s, t)
+                x = rule.walk(model, x, s, t)
                 reached = t
                 tick()
                 if callback is not None:
                     denoised = model.last.denoise if model.last else x
-                    callback(Step(run.step, steps, t, x, denoised, run.report))
+                    seen = _seen(model)
+                    callback(Step(run.step, run.steps, t, x, denoised, run.report, *seen))
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
-        raise Interrupted(_result(x, run, guide, reached)) from None
-    return _result(x, run, guide, reached)
+        raise Interrupted(_result(x, model, reached)) from None
+    run.report.seconds = time.perf_counter() - began
+    return _result(x, model, reached)
 
 
-def _result(x: Tensor, run: Run, guide: Guide, level: Level) -> Result:
-    nfe = torch.as_tensor(run.report.nfe).expand(len(x)).cpu()
-    return Result(x, nfe, run.report, guide, level)
+def _differentiable(guide: Guide) -> None:
+    gradients = [n for n in guide.nodes() if getattr(n, "gradient", False)]
+    if gradients and torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{gradients[0].name}: gradients cannot be taken under torch.inference_mode; call "
+            "fl.sample outside of it, or inside `with torch.inference_mode(False):` (fl.sample "
+            "keeps no graph by itself)"
+        )
+
+
+def _seen(model: GuidedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Clean estimates and noises of the last evaluation, by branch name."""
+    if model.predictions is None or model.ctx is None:
+        return {}, {}
+    clean = {b.name: v for b, v in model.predictions.values_by_branch.items()}
+    return clean, {k: model.ctx.noise(v) for k, v in clean.items()}
+
+
+def _result(x: Tensor, model: GuidedModel, level: Level) -> Result:
+    report = model.run.report
+    nfe = torch.as_tensor(report.nfe).expand(len(x)).cpu()
+    log_weights = model.carried.get("log_weights")
+    weights = None if log_weights is None else shares(log_weights, model.groups)
+    return Result(x, nfe, report, model.guide, level, weights)
+
+
+def check_levels(owner: str, levels: Sequence[Level]) -> None:
+    """Refuses levels that a sampler cannot walk."""
+    rises = [b.log_snr > a.log_snr for a, b in pairwise(levels)]
+    if not rises or not all(rises):
+        raise ValueError(
+            f"{owner}levels must be at least two, each less noisy than the one before, got "
+            f"t = {', '.join(f'{level.t:g}' for level in levels)}"
+        )
 
 
 def _shape(

@@ -141,6 +141,10 @@ class ExactDenoiser(Denoiser):
         """The exact clean estimate; see `Distribution.x0`."""
         return self.distribution.x0(x, level, condition.get("label"))
 
+    def log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        """The exact log density of noisy samples; see `Distribution.log_density`."""
+        return self.distribution.log_density(x, level, condition.get("label"))
+
 
 def levels(level: Level | None, x: Tensor) -> tuple[Tensor, Tensor]:
     """`alpha` and `sigma` as float64 columns, `(1, 1)` or `(B, 1)`, on the device of `x`."""

@@ -22,6 +22,7 @@ from fairlead.guidance.node import (
     ALL_DOMAINS,
     CONTINUOUS,
     REGISTRY,
+    TOKEN_DOMAINS,
     Node,
     Scale,
     less_one,
@@ -34,6 +35,7 @@ __all__ = [
     "CONTINUOUS",
     "FINITE",
     "REGISTRY",
+    "TOKEN_DOMAINS",
     "Context",
     "Difference",
     "Gains",
@@ -89,7 +91,8 @@ Rows = Tensor | None
 class Policy(Schedule):
     """Decides which branches are evaluated, and what stands in for those that are not.
 
-    It is offered the branches that the terms before it, and no others, want beside the base.
+    It is offered the branches that the terms before it, and no others, want beside the base;
+    where the base itself is not evaluated (CFG at ``w = 0``) it is offered none.
     What depends on predictions must depend on those that `observe` sees: they are the same on
     every device that takes part, and so are then the decisions.
     """
@@ -173,11 +176,6 @@ class Guide(ABC):
     def renoise(self, predictions: Predictions, ctx: Context, denoise: Tensor) -> Tensor | None:
         """The other end of the prediction, where it differs from `denoise`."""
         return None
-
-    @cached_property
-    def linear(self) -> bool:
-        """Whether the prediction is affine in the branches."""
-        return not any(isinstance(n, Rule) or not getattr(n, "affine", True) for n in self.nodes())
 
     @cached_property
     def steady(self) -> bool:
@@ -266,6 +264,11 @@ class Term(Node, Guide):
         """The branch that is pushed towards."""
         return COND
 
+    @property
+    def looks(self) -> tuple[Branch, ...]:
+        """Branches that it looks at beside those of its differences."""
+        return ()
+
     def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
         planned = []
         for strength, positive, negative in self.differences_at(ctx):
@@ -277,6 +280,7 @@ class Term(Node, Guide):
             )
         if planned:
             ctx.plan.enter(place, planned)
+            ctx.plan.affine &= self.affine
             for branch, capture in self.captures:
                 ctx.plan.capture(self.seen(branch, ctx, gains), capture)
 
@@ -323,9 +327,13 @@ class Term(Node, Guide):
             part = part.mul_(weight) if isinstance(weight, float) else part * weight
             update = part if update is None else update.add_(part)
             total = total + magnitude(weight)
-        if update is not None and ctx.run.report.record:
+        if update is not None and ctx.run.report.record and not ctx.renoising:
             ctx.run.report.norm(self.label, update)
         return update, total
+
+    def move(self, x: Tensor, ctx: Context, evaluator: Any) -> Tensor:
+        """The sample moved before a step, for terms that enter themselves in `Plan.moves`."""
+        return x
 
     def nodes(self) -> Iterator[Node]:
         yield self
@@ -405,6 +413,7 @@ class Pipe(Guide):
         before = len(ctx.plan.terms)
         self.left.plan(ctx, gains, gain, inner)
         if len(ctx.plan.terms) > before:
+            ctx.plan.affine = False
             ctx.plan.look_at(ctx.plan.base)
             for branch in self.right.needs:
                 ctx.plan.look_at(Term.seen(branch, ctx, gains))

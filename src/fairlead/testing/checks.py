@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
+from fairlead.energy import Classifier, Energy, Linear, Symmetry
 from fairlead.guidance.algebra import Guide, Rule, Term
 from fairlead.guidance.branch import Branch, Predictions, Transform
 from fairlead.guidance.combine import combine
@@ -36,6 +37,16 @@ CHECKS: dict[str, Check] = {}
 
 LABELS = [3, 5, 8]
 MASKS = {"left": (torch.arange(8) < 4).reshape(1, 1, 8)}
+
+ENERGIES: dict[str, Energy] = {
+    "measurement": Linear(lambda z: z.flatten(2).mean(2), [0.3, -0.2], noise=0.5),
+    "classifier": Classifier(
+        lambda z: torch.stack([z.mean((1, 2, 3)), z[..., 0].square().mean((1, 2))], 1), label=1
+    ),
+    "symmetry": Symmetry(),
+}
+"""Energies that guides find here by name."""
+
 STEPS = 3
 
 
@@ -55,7 +66,7 @@ def draw(
 ) -> Result:
     """Samples under a guide, labels fixed by the index of the sample."""
     denoiser = denoiser or tiny_denoiser()
-    options = {"sampler": "heun", "steps": STEPS, "record": False, **options}
+    options = {"sampler": "heun", "steps": STEPS, "record": False, "energies": ENERGIES, **options}
     cond = given(guide, n, first)
     states = {"negative": {**cond, "label": [(i + 1) % 10 for i in cond["label"]]}}
     options = {"states": states, "masks": MASKS, **options}
@@ -85,6 +96,7 @@ def model_of(guide: Guide, run: Run, n: int = 2, denoiser: Denoiser | None = Non
     run.masks = fitted(MASKS, torch.empty(n, 2, 8, 8))
     cond = Condition(given(guide, n))
     states = {"cond": cond, "negative": cond.replace(label=[i + 1 for i in LABELS[:n]])}
+    run.energies = {**ENERGIES, **run.energies}
     return GuidedModel(guide, Evaluator(denoiser or tiny_denoiser(), states), run)
 
 
@@ -324,6 +336,8 @@ def memory_once_a_step(subject: Subject) -> None:
 @check
 def compile(subject: Subject) -> None:
     """The arithmetic of the combine is one graph for `torch.compile`."""
+    if any(getattr(node, "gradient", False) for node in subject.guide.nodes()):
+        raise NotApplicable("it differentiates an energy in the combine")
     masks = fitted(MASKS, noise())
     run = Run(0, range(2), STEPS, check=False, record=False, masks=masks)
     run.advance()
