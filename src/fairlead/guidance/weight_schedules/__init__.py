@@ -16,8 +16,8 @@ __all__ = [
     "Curve",
     "DynamicCFG",
     "Interval",
+    "Oscillating",
     "Part",
     "Ramp",
     "Region",
 ]
-__all__ = ["CADS", "Curve", "DynamicCFG", "Interval", "Oscillating", "Ramp"]
