@@ -48,9 +48,8 @@ def nested(conditions: Sequence[str], weights: Sequence[Weight]) -> Multi:
 
     Example:
         >>> from fairlead import recipes
-        >>> str(recipes.nested(["image", "text"], [1.5, 7.5]))
-        "multi(['image', 'text'], [[1.5, 'image', 'none'], [7.5, 'image+text', 'image']], \
-origin='none')"
+        >>> recipes.nested(["image", "text"], [1.5, 7.5]).terms
+        ((1.5, 'image', 'none'), (7.5, 'image+text', 'image'))
 
     Source:
         Brooks, Holynski, Efros (2023), arXiv:2211.09800; models as above.

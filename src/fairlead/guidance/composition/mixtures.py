@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from fairlead.guidance.algebra import Guide
+from fairlead.guidance.algebra import Guide, Sum
 from fairlead.guidance.composition.chains import Weight, paired
 from fairlead.guidance.recipes import recipe
 from fairlead.guidance.states import absent
@@ -19,7 +19,7 @@ def interleaved(
     weights: Sequence[Weight],
     eta: float = 0.5,
     per: Literal["batch", "sample"] = "batch",
-) -> Guide:
+) -> Sum:
     r"""Interleaved CFG: each step amplifies one of two conditions, chosen by a coin.
 
     .. math:: D = D(c_2) + w_1 [D(c_1, c_2) - D(c_2)] \text{ with probability } \eta, \text{ else }
@@ -40,9 +40,8 @@ def interleaved(
 
     Example:
         >>> from fairlead import recipes
-        >>> str(recipes.interleaved(["a", "b"], [4.0, 2.0]))
-        "(multi(['a', 'b'], [[4.0, 'all', 'b']], origin='b') | coin(0.5)) + \
-(multi(['a', 'b'], [[2.0, 'all', 'a']], origin='a') | coin(0.5, tails=True))"
+        >>> str(recipes.interleaved(["a", "b"], [4.0, 2.0]).parts[0])
+        "multi(['a', 'b'], [[4.0, 'all', 'b']], origin='b') | coin(0.5)"
 
     Source:
         Chen, Hu, Saharia, Cohen (2022), arXiv:2209.14491.
@@ -55,7 +54,7 @@ def interleaved(
         Multi(conditions, [(w, "all", other)], other)
         for w, other in zip(weights, reversed(names), strict=True)
     )
-    return (first | Coin(eta, per=per)) + (second | Coin(eta, tails=True, per=per))
+    return Sum((first | Coin(eta, per=per), second | Coin(eta, tails=True, per=per)))
 
 
 @recipe(ids=("S030", "S040"))

@@ -27,9 +27,8 @@ def independent(conditions: Sequence[str], weights: Sequence[Weight]) -> Multi:
 
     Example:
         >>> from fairlead import recipes
-        >>> str(recipes.independent(["audio", "style"], [1.15, 3.0]))
-        "multi(['audio', 'style'], [[1.15, 'audio', 'none'], [3.0, 'style', 'none']], \
-origin='none')"
+        >>> recipes.independent(["audio", "style"], [1.15, 3.0]).terms
+        ((1.15, 'audio', 'none'), (3.0, 'style', 'none'))
 
     Source:
         Liu, Li, Du, Torralba, Tenenbaum (2022), arXiv:2206.01714; Avrahami et al. (2022),
