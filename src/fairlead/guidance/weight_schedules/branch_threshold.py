@@ -23,7 +23,8 @@ class Clipped(Output):
         flat = prediction.flatten(1).abs()
         limit = torch.quantile(flat, self.quantile, dim=1).clamp(self.floor, self.ceiling)
         limit = limit.reshape(-1, *[1] * (prediction.ndim - 1))
-        return prediction.clamp(-limit, limit)
+        # what is not finite stays, so that it is found and not clipped away
+        return prediction.clamp(-limit, limit).where(prediction.isfinite(), prediction)
 
 
 @register("branch_threshold", ids=("S059",), neutral="1.0, floor=0.0")

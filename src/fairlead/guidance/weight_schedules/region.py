@@ -67,7 +67,8 @@ class Region(Schedule):
         if self.of:
             total: Tensor = sum((ctx.run.masks[q] for q in self.of), torch.zeros_like(mask))
             mask = mask / total.clamp(min=1)
-        return weight * mask
+        masked = weight * mask
+        return masked if bool(masked.any()) else 0.0
 
 
 @register("part", ids=("S072", "S100", "S040"))
