@@ -7,6 +7,7 @@ True
 """
 
 from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead.adapters import steer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear, search_ratios
@@ -68,6 +69,7 @@ __all__ = [
     "sample_stages",
     "samplers",
     "schedules",
+    "steer",
     "search_ratios",
     *_energy,
     *_policies,
