@@ -243,7 +243,11 @@ class TestCompare:
     @pytest.mark.parametrize(
         ("words", "says"),
         [
-            (("--guide", "none"), "either --model or --pipeline"),
+            (
+                ("--guide", "none", "--model", "digits", "--pipeline", "sd"),
+                "either --model or --pipeline",
+            ),
+            (("--preset", "rules", "--pipeline", "sd", "--prompt", "a"), "name guides"),
             (("--guide", "none", "--model", "digits", "--prompt", "a"), "goes with --pipeline"),
             (("--pipeline", "sd", "--guide", "none"), "at least one --prompt"),
             (("--pipeline", "sd", "--prompt", "a", "--guide", "cfg({w})"), "none is given"),

@@ -40,14 +40,31 @@ SHOWN = ("fd", "accuracy", "diversity", "saturation")
 
 @command
 def compare(
-    guide: Annotated[list[str], typer.Option("--guide", help="A guide; repeat for more.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for results, plots and samples.")],
     model: Annotated[
-        str | None, typer.Option("--model", help="A shipped model, or a .safetensors file.")
+        str | None,
+        typer.Option("--model", help="A shipped model, or a .safetensors file; default cifar10."),
     ] = None,
     pipeline: Annotated[
         Path | None,
         typer.Option("--pipeline", help="Folder of a diffusers pipeline, instead of a model."),
+    ] = None,
+    guide: Annotated[
+        list[str] | None, typer.Option("--guide", help="A guide; repeat for more.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help="Every method of a kind over the scale: rules, perturbations or policies.",
+        ),
+    ] = None,
+    scale: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--scale",
+            help="A scale of the preset, or what {w} in a guide becomes; repeat for more.",
+        ),
     ] = None,
     n: Annotated[
         int | None,
@@ -64,10 +81,6 @@ def compare(
         int, typer.Option("--chunk", help="Samples between two files; a kill loses no more.")
     ] = 50,
     prompt: Prompts = None,
-    scale: Annotated[
-        list[float] | None,
-        typer.Option("--scale", help="What {w} in a guide becomes; repeat for more. Pipelines."),
-    ] = None,
     negative: Negative = None,
     state: States = None,
     image: Image = None,
@@ -80,14 +93,19 @@ def compare(
 ) -> None:
     """Compare guides: quality, diversity and cost from the same noise, with intervals.
 
+    `--preset` compares every method of a kind over the scale, with CFG and no guidance, and joins
+    the points of a method.
+
     With --model it writes compare.md, compare.json, compare.parquet, pareto.png and grid.png. A
     run that was stopped goes on when the same command is given again; samples and guides can be
     added. With --pipeline it writes pictures for each --prompt, guide and scale, their grid, and
     what they cost; only safetensors are read, and nothing is downloaded.
     """
-    if (model is None) == (pipeline is None):
-        raise ValueError("compare: give either --model or --pipeline")
     if pipeline is not None:
+        if model is not None:
+            raise ValueError("compare: give either --model or --pipeline")
+        if preset or not guide:
+            raise ValueError("compare: name guides for a pipeline with --guide")
         if not prompt:
             raise ValueError("compare: a pipeline wants at least one --prompt")
         arguments_of = {"num_inference_steps": steps, "height": height, "width": width}
@@ -105,37 +123,48 @@ def compare(
             json=json,
         )
         return
-    assert model is not None
-    for option, value in (("--prompt", prompt), ("--scale", scale), ("--state", state)):
+    for option, value in (("--prompt", prompt), ("--state", state), ("--negative", negative)):
         if value:
             raise ValueError(f"compare: {option} goes with --pipeline, not with --model")
+    model = "cifar10" if model is None else model
     n = 500 if n is None else n
     steps = 18 if steps is None else steps
+    from fairlead.studies import presets
     from fairlead.studies.compare import compare as run
     from fairlead.studies.files import Samples
     from fairlead.studies.tables import COLUMNS, interval
 
+    if bool(guide) == bool(preset):
+        raise ValueError("compare: name guides with --guide, or one --preset")
+    if scale and not preset:
+        raise ValueError("compare: --scale belongs to a --preset; write scales into the guides")
     say = stderr()
-    quoted = ", ".join(guide)
+    scales = scale or presets.SCALES
+    if preset:
+        presets.lines(preset, scales)  # refused before the model is loaded
+    quoted = ", ".join(guide or [f"the preset {preset}"])
     say.print(
         Text(f"comparing {quoted} on {model}: {n} samples each, {steps} steps of {sampler}"),
         soft_wrap=True,
     )
     try:
         with arguments(), bar() as update:
-            found = run(
-                model,
-                guide,
-                out,
-                n=n,
-                steps=steps,
-                sampler=sampler,
-                seed=seed,
-                chunk=chunk,
-                precision=precision,
-                device=device,
-                progress=update,
-            )
+            options: dict[str, Any] = {
+                "n": n,
+                "steps": steps,
+                "sampler": sampler,
+                "seed": seed,
+                "chunk": chunk,
+                "precision": precision,
+                "device": device,
+                "progress": update,
+            }
+            if preset:
+                found, left_out = presets.run(preset, out, model=model, scales=scales, **options)
+                for name, reason in left_out.items():
+                    say.print(Text(f"left out: {name}: {reason}"), soft_wrap=True)
+            else:
+                found = run(model, guide or [], out, **options)
     except KeyboardInterrupt:
         message = (
             f"stopped; {Samples.count(out)} samples are kept in {out}; give the same command "
