@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import framework, network, policies
+from benchmarks import framework, network, policies, rules
 
 
 def main() -> None:
@@ -21,7 +21,10 @@ def main() -> None:
     rows["(b) cfg step of a DiT / raw network on 16 rows"] = network.guided_step()
     together, difference = network.one_batch()
     rows[f"(c) one batch of 8 / 8 batches (largest difference {difference:.1e})"] = together
-    rows |= {f"(d) cfg(3) under {k}": v for k, v in policies.rows().items()}
+    for text, row in rules.rows().items():
+        share = f"{100 * row.median:.2f} %" + (" TOO MUCH" if row.median > rules.LIMIT else "")
+        rows[f"(d) {text} / raw network on 8 rows ({share})"] = row
+    rows |= {f"(e) cfg(3) under {k}": v for k, v in policies.rows().items()}
     if options.json:
         print(json.dumps({k: asdict(v) for k, v in rows.items()}, indent=1))
         return

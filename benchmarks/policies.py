@@ -1,4 +1,4 @@
-"""(d) Policies against full CFG at the same steps: evaluations, wall time, distance of samples."""
+"""(e) Policies against full CFG at the same steps: evaluations, wall time, distance of samples."""
 
 import statistics
 import time

@@ -6,7 +6,18 @@
 True
 """
 
-from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead import (
+    adapters,
+    energy,
+    exact,
+    metrics,
+    nulls,
+    prediction,
+    recipes,
+    samplers,
+    schedules,
+)
+from fairlead.adapters import steer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear, search_ratios
@@ -63,11 +74,13 @@ __all__ = [
     "metrics",
     "nulls",
     "prediction",
+    "recipes",
     "register",
     "sample",
     "sample_stages",
     "samplers",
     "schedules",
+    "steer",
     "search_ratios",
     *_energy,
     *_policies,
