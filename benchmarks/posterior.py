@@ -118,10 +118,10 @@ def main() -> None:
             found.append((name, *run(make(energy, chosen[name], noise), times)))
         for name, x, out, seconds in found:
             row = [name, noise, condition, chosen.get(name, "")]
-            rows.append([*row, *measure(x, posterior, truth, out), f"{seconds:.1f}"])
+            rows.append([*row, *measure(x, posterior, truth, out)])
             print(*rows[-1], sep="  ", flush=True)
     head = ["guide", "noise", "condition", "scale", "bias of the mean", "bias of the covariance",
-            "sliced W2", "NFE", "backwards", "gradients", "seconds"]  # fmt: skip
+            "sliced W2", "NFE", "backwards", "gradients"]  # fmt: skip
     with TARGET.open("w", newline="") as file:
         csv.writer(file).writerows([head, *sorted(rows, key=lambda r: (r[1], r[2]))])
 
