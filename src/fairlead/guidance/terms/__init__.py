@@ -8,6 +8,7 @@ from fairlead.guidance.terms.icg import ICG
 from fairlead.guidance.terms.multi import Multi
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.terms.perp_neg import PerpNeg
+from fairlead.guidance.terms.safe import Safe
 from fairlead.guidance.terms.tsg import TSG
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "ConditionMixture",
     "Multi",
     "PerpNeg",
+    "Safe",
 ]
