@@ -53,10 +53,11 @@ def response() -> Finding:
     "safe",
     ids=("XM5",),
     claim="Safe latent diffusion avoids a concept and keeps the condition.",
-    setting="2-D mixture of three classes, of which one overlaps the wanted one and is the concept; "
-    "exact denoiser, sigma 80 to 0.002, rho 7, 64 DDIM steps, 4000 samples, w = 2; the strongest "
-    "published setting, k 5000, threshold 1, momentum 0.5, beta 0.7, no warm-up (set after an "
-    "earlier run with the defaults, which do nothing here: c - s lies above their threshold)",
+    setting="2-D mixture of three classes, of which one overlaps the wanted one and is the "
+    "concept; exact denoiser, sigma 80 to 0.002, rho 7, 64 DDIM steps, 4000 samples, w = 2; the "
+    "strongest published setting, k 5000, threshold 1, momentum 0.5, beta 0.7, no warm-up (set "
+    "after an earlier run with the defaults, which do nothing here: c - s lies above their "
+    "threshold)",
     expected="mean p(concept | x) below that of CFG; mean p(c | x) above that of the naive "
     "negative w (d - d_n)",
 )
