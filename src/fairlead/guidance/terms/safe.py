@@ -111,7 +111,7 @@ class Safe(Term):
         away = mu * concept + self.momentum * gathered
         ctx.remember(self.beta * gathered + (1 - self.beta) * away)
         if ctx.run.step < self.warmup:
-            away = torch.zeros_like(away)
+            away = away * 0.0  # and not zeros, so that NaN is found
         update = away / ratio * -weight
         if ctx.run.report.record:
             ctx.run.report.norm(self.label, update)
