@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -41,9 +41,9 @@ class Perturbation(ABC):
 
     @abstractmethod
     def __call__(
-        self, inputs: tuple[Tensor, ...], output: Tensor, rows: Sequence[int], ctx: "Context"
-    ) -> Tensor:
-        """The output for the rows of its branch, from their inputs and plain output.
+        self, inputs: Mapping[str, Any], output: Any, rows: Sequence[int], ctx: "Context"
+    ) -> Any:
+        """The output for the rows of its branch, from their arguments by name and plain output.
 
         `rows` are the samples of the batch that these rows belong to.
         """

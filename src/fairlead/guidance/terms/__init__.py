@@ -6,6 +6,8 @@ from fairlead.guidance.terms.cfgpp import CFGpp
 from fairlead.guidance.terms.icg import ICG
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.terms.perp_neg import PerpNeg
+from fairlead.guidance.terms.seg import SEG
+from fairlead.guidance.terms.slg import SLG
 from fairlead.guidance.terms.tsg import TSG
 
-__all__ = ["CFG", "ICG", "PAG", "TSG", "Autoguidance", "CFGpp", "PerpNeg"]
+__all__ = ["CFG", "ICG", "PAG", "SEG", "SLG", "TSG", "Autoguidance", "CFGpp", "PerpNeg"]
