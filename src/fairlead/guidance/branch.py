@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -85,7 +85,13 @@ class Capture(ABC):
 
 
 class Point(ABC):
-    """Moves the input of a branch away from `x`, given the predictions it needs."""
+    """Moves the input of a branch away from `x`, given the predictions it needs.
+
+    `keeps_noise` says what the branch predicts: the clean estimate there or, where it is true,
+    the estimate that the noise predicted there means for `x`.
+    """
+
+    keeps_noise: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, x: Tensor, predictions: "Predictions", ctx: "Context") -> Tensor:

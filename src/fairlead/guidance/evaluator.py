@@ -215,7 +215,11 @@ class Evaluator:
             for request in requests:
                 ctx.run.report.count(ctx.batch, request.rows)
             outputs = self._call(denoiser, requests, ctx)
-            for request, out in zip(requests, outputs, strict=True):
+            for request, predicted in zip(requests, outputs, strict=True):
+                out = predicted
+                point = request.branch.point
+                if point is not None and point.keeps_noise:
+                    out = out + _moved(ctx, request)
                 if request.rows is not None:
                     base = done.get(ctx.plan.base)
                     whole = torch.zeros_like(ctx.x, dtype=out.dtype) if base is None else base
@@ -281,6 +285,19 @@ class Evaluator:
         if fixed:
             self._stacked[key] = stacked
         return stacked
+
+
+def _moved(ctx: Context, request: _Request) -> Tensor:
+    """What a clean estimate gains where the same noise is taken off `x` instead."""
+    assert ctx.x is not None
+    x, alpha = ctx.x, ctx.alpha
+    if request.rows is not None:
+        x = x[request.rows]
+        alpha = alpha[request.rows] if isinstance(alpha, Tensor) else alpha
+    away = x - request.x
+    if isinstance(alpha, Tensor):
+        return away / alpha.clamp(min=torch.finfo(away.dtype).tiny)
+    return away / alpha if alpha else away
 
 
 def _append(maps: Maps, more: Maps) -> None:

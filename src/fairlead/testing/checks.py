@@ -361,12 +361,15 @@ def outside(allowed: Range) -> list[float]:
 def not_finite(subject: Subject) -> None:
     """NaN and infinity in a prediction are refused, naming branch and step, unless asked not."""
     names = {b.name for b in branches(subject.guide)}
+    clean = tiny_denoiser()
+    draw(subject.guide, clean, sampler="ddim")
+    first = networks(clean)[0].calls // STEPS  # the first call of step 1
     for value in (math.nan, math.inf):
         denoiser = tiny_denoiser()
 
         def poison(call: int, out: Tensor, value: float = value) -> Tensor:
             out = out.clone()
-            if call >= 1:
+            if call >= first:
                 out[-1, 0, 0, 0] = value
             return out
 
