@@ -6,9 +6,10 @@
 True
 """
 
-from fairlead import adapters, exact, metrics, prediction, samplers, schedules
+from fairlead import adapters, exact, metrics, nulls, prediction, samplers, schedules
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
+from fairlead.fitting import fit_linear
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.combine import combine
@@ -46,9 +47,11 @@ __all__ = [
     "adapters",
     "combine",
     "exact",
+    "fit_linear",
     "guide",
     "load",
     "metrics",
+    "nulls",
     "prediction",
     "register",
     "sample",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairlead import nulls
 from fairlead.attention import AttentionLayer, Kind, find_attention
 from fairlead.condition import Condition
 from fairlead.layers import match_layers
@@ -16,7 +17,7 @@ from fairlead.prediction import PREDICTIONS, PredictionType, edm_input, to_x0
 from fairlead.schedules import Level, NoiseSchedule
 
 Null = Any
-"""A value for one sample (number or tensor), or a callable from batch size to a tensor."""
+"""A `fairlead.nulls.Null`, a value for one sample, or a callable from batch size to a tensor."""
 
 
 class Denoiser:
@@ -30,18 +31,23 @@ class Denoiser:
         schedule: Noise schedule it was trained under.
         prediction: What it predicts: `epsilon`, `sample`, `v_prediction`, `flow_prediction`
             or `edm` (preconditioned input, time `log(sigma/alpha)/4`, raw output).
-        null: What null means for each condition: a value for one sample, or a callable from
-            the batch size to a batch. A condition without entry has no null.
+        null: What null means for each condition: a null of `fairlead.nulls`, a value for one
+            sample, or a callable from the batch size to a batch. A condition without entry has
+            no null.
         shape: Shape of one sample, where `fl.sample(n=...)` should know it.
         sigma_data: Standard deviation of the data, for `edm`.
-        trained: Condition states seen in training (`cond`, `null`, ...); a guide that asks
-            for another warns once. `None`: not known.
+        trained: Condition states seen in training: `cond`, `null`, and for states in between
+            the names of the conditions that are not null, joined by `+` (`image+text`); a guide
+            that asks for another warns once. `None`: not known.
         time_embedding: Name of the module that embeds time, for guides that perturb it.
         embeddings: Name of the module that embeds a condition, by condition, for guides that
             act behind it; the network must then take the embedding in place of the index.
         choices: Number of values of each index condition, for guides that draw one.
         models: Further denoisers by name, such as a `weak` checkpoint.
         autocast: Dtype of autocast around the network, or `None`.
+        log_density: Log density of noisy samples up to a constant that may depend on the time
+            but not on the condition, `(B,)`; called like the network. For samplers that accept
+            or reject.
         grid: Height and width of a sample (or frames, height, width), where its shape does not
             show them, for guides that need the grid of the tokens.
 
@@ -71,6 +77,7 @@ class Denoiser:
         choices: Mapping[str, int] | None = None,
         models: Mapping[str, "Denoiser"] | None = None,
         autocast: torch.dtype | None = None,
+        log_density: Callable[..., Tensor] | None = None,
         grid: tuple[int, ...] | None = None,
     ) -> None:
         choose("Denoiser", "prediction", prediction, PREDICTIONS)
@@ -80,12 +87,13 @@ class Denoiser:
         self.null = dict(null or {})
         self.shape = shape
         self.sigma_data = sigma_data
-        self.trained = frozenset(trained) if trained is not None else None
+        self.trained = frozenset(map(_sorted_state, trained)) if trained is not None else None
         self.time_embedding = time_embedding
         self.embeddings = dict(embeddings or {})
         self.choices = dict(choices or {})
         self.models: Mapping[str, Denoiser] = models or {}
         self.autocast = autocast
+        self._log_density = log_density
         self.grid = grid
         first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
         self._times: dict[Any, Tensor] = {}
@@ -131,6 +139,19 @@ class Denoiser:
         if output.dtype != x.dtype:
             output = output.to(x.dtype)
         return to_x0(output, x, level.alpha, level.sigma, self.prediction, self.sigma_data)
+
+    def log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        """The log density of noisy samples up to a constant, `(B, ...)` to `(B,)`.
+
+        Raises:
+            ValueError: The model knows none.
+        """
+        if self._log_density is None:
+            raise ValueError(
+                "this model knows no density: give Denoiser(log_density=...), or use what needs "
+                "none, such as mcmc('ula')"
+            )
+        return self._log_density(x, self._network_time(level, x), **condition.tensors)
 
     def _network_time(self, level: Level, x: Tensor) -> Tensor:
         dtype = self.dtype or x.dtype
@@ -180,7 +201,7 @@ class Denoiser:
                 continue
             if value.is_floating_point() or value.is_complex():
                 raise ValueError(f"condition: {name} must be whole numbers, got {value.dtype}")
-            top, null = self.choices[name], self.null.get(name)
+            top, null = self.choices[name], nulls.of(self.null.get(name)).value
             bad = (value < 0) | (value >= top)
             if isinstance(null, int):
                 bad &= value != null
@@ -203,15 +224,32 @@ class Denoiser:
         named = parameters[2:]
         return [p.name for p in named if p.default is p.empty], [p.name for p in named]
 
-    def null_condition(self, condition: Condition, names: Iterable[str] | None = None) -> Condition:
+    @property
+    def companions(self) -> frozenset[str]:
+        """Conditions that say something of another one, and change with its null."""
+        return frozenset(name for null in self.null.values() for name in nulls.of(null).sets)
+
+    def null_condition(
+        self,
+        condition: Condition,
+        names: Iterable[str] | None = None,
+        draw: nulls.Draw | None = None,
+    ) -> Condition:
         """The condition with all names, or the given ones, replaced by null.
 
+        Args:
+            condition: What is asked for.
+            names: Names of the conditions that become null; default: all.
+            draw: Noise for nulls that are noise, fixed by sample and key. Default: by the sample's
+                place in the batch.
+
         Raises:
-            ValueError: A name has no null; lists those that have one.
+            ValueError: A name has no null, or its null does not fit; lists those that have one.
         """
-        batch = condition.batch or 1
-        replaced = {}
-        for name in condition if names is None else names:
+        if names is None:
+            names = [name for name in condition if name not in self.companions]
+        replaced: dict[str, Tensor] = {}
+        for name in names:
             if name not in condition:
                 raise ValueError(f"null: no condition {name!r}; {nearest(name, condition)}")
             if name not in self.null:
@@ -220,11 +258,24 @@ class Denoiser:
                     f"Denoiser(null={{{name!r}: ...}}), or use a guide that needs none "
                     "(icg, tsg, pag, autoguidance)"
                 )
-            value = self.null[name]
-            like = condition[name]
-            made = torch.as_tensor(value(batch) if callable(value) else value, device=like.device)
-            replaced[name] = made.to(like.dtype).expand(like.shape).clone()
+            null = nulls.of(self.null[name])
+            missing = [k for k in null.sets if k not in condition]
+            if missing:
+                raise ValueError(
+                    f"null: the null of {name!r} sets {missing[0]!r}, which is no condition here; "
+                    f"{nearest(missing[0], condition)}"
+                )
+            replaced |= null(name, condition, draw or nulls.by_place)
         return condition.replace(**replaced)
+
+    def state(self, nulled: Iterable[str], condition: Condition) -> str:
+        """How `trained` calls the state in which some conditions are null."""
+        off = set(nulled)
+        may = [name for name in condition if name in self.null and name not in self.companions]
+        on = sorted(name for name in may if name not in off)
+        if not off.intersection(may):
+            return "cond"
+        return "+".join(on) or "null"
 
     def embed(self, condition: Condition) -> Condition:
         """The condition with every index replaced by its embedding; embeddings pass through.
@@ -273,6 +324,10 @@ class Denoiser:
         else:
             known = []
         raise ValueError(f"Denoiser: no module {name!r} in the network; {nearest(name, known)}")
+
+
+def _sorted_state(state: str) -> str:
+    return "+".join(sorted(part.strip() for part in state.split("+")))
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

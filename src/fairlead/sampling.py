@@ -1,7 +1,7 @@
 """`fl.sample`: from a denoiser and a guide to samples."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +13,14 @@ from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
 from fairlead.guidance.evaluator import Batching, Evaluator
-from fairlead.guidance.guided import GuidedModel
+from fairlead.guidance.guided import GuidedModel, Reward
+from fairlead.guidance.masks import fitted
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose
 from fairlead.samplers.base import Sampler
 from fairlead.samplers.base import get as get_sampler
+from fairlead.samplers.particles import shares
 from fairlead.schedules import Level, Spacing
 
 
@@ -33,6 +35,9 @@ class Step:
         x: The sample there, `(n, ...)`.
         denoised: The last guided clean estimate.
         report: The log so far.
+        predictions: The clean estimates of the last evaluation by branch name, those that a
+            policy provided among them.
+        noises: The noise that each leaves in the sample that was evaluated.
     """
 
     index: int
@@ -41,6 +46,8 @@ class Step:
     x: Tensor
     denoised: Tensor
     report: Report
+    predictions: Mapping[str, Tensor] = field(default_factory=dict)
+    noises: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Result:
         report: Branches, provenance and norms of the terms for each evaluation.
         guide: The guide.
         level: The level of `x`: clean data, unless sampling was interrupted.
+        weights: `(n,)` weight of each sample among those under the same condition, adding up
+            to 1 there; `None` where all count the same.
     """
 
     x: Tensor
@@ -60,6 +69,7 @@ class Result:
     report: Report
     guide: Guide
     level: Level
+    weights: Tensor | None = None
 
     def describe(self) -> Any:
         """The guide's branches and cost, and the norm of each term at each step."""
@@ -89,6 +99,8 @@ def sample(
     negative: Mapping[str, Any] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
+    rewards: Mapping[str, Reward] | None = None,
+    masks: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
     reference: Tensor | None = None,
     batching: Batching = "batched",
@@ -116,8 +128,13 @@ def sample(
         first: Index of the first sample.
         spacing: How the levels are spread; default: the schedule's own.
         negative: Negative condition: short for `states={"negative": ...}`.
-        states: Further conditions by name, for branches that ask for them.
+        states: Further conditions by name, for branches that ask for them. A name that one of
+            them lacks keeps the value of `condition`; an empty one asks for nothing.
         models: Further denoisers by name, such as `weak`.
+        rewards: Functions from clean samples `(n, ...)` to scores `(n,)`, for samplers that
+            choose among samples, such as `steering`.
+        masks: Masks by name, for guides that act on a region, in [0, 1]: shaped like one sample,
+            or like the batch, sizes of 1 where they do not change.
         x: Where to start, at the grid's first level, instead of noise.
         reference: Clean samples that the guide refers to, such as the images that are edited;
             as many as are drawn, or one for all.
@@ -160,13 +177,14 @@ def sample(
     given = {"cond": condition or {}, **(states or {})}
     if negative is not None:
         given["negative"] = negative
-    conditions = {k: Condition(v) for k, v in given.items()}
+    conditions = {k: Condition({**given["cond"], **v} if v else v) for k, v in given.items()}
     size = _shape(denoiser, conditions, n, shape, x)
     device = denoiser.device or torch.device("cpu")
     conditions = {k: c.expand(size[0]).to(device) for k, c in conditions.items()}
     for given_condition in conditions.values():
         denoiser.check(given_condition)
     levels = denoiser.schedule.grid(steps, spacing)
+    like = torch.empty(size, dtype=dtype, device=device)
     if reference is not None:
         if tuple(reference.shape) not in (size, (1, *size[1:])):
             raise ValueError(
@@ -180,16 +198,14 @@ def sample(
         steps,
         check=check,
         record=record,
+        masks=fitted(masks or {}, like),
         reference=reference,
     )
     evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
-    model = GuidedModel(guide, evaluator, run)
+    model = GuidedModel(guide, evaluator, run, rewards)
     model.check()
-    if x is None:
-        like = torch.empty(size, dtype=dtype, device=device)
-        x = levels[0].sigma * run.normal(like, "start")
-    else:
-        x = x.to(device, dtype)
+    rule.check(model)
+    x = levels[0].sigma * run.normal(like, "start") if x is None else x.to(device, dtype)
     reached = levels[0]
     try:
         with torch.no_grad(), _bar(progress, steps) as tick:
@@ -200,17 +216,29 @@ def sample(
                 tick()
                 if callback is not None:
                     denoised = model.last.denoise if model.last else x
-                    callback(Step(run.step, steps, t, x, denoised, run.report))
+                    seen = _seen(model)
+                    callback(Step(run.step, steps, t, x, denoised, run.report, *seen))
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
-        raise Interrupted(_result(x, run, guide, reached)) from None
-    return _result(x, run, guide, reached)
+        raise Interrupted(_result(x, model, reached)) from None
+    return _result(x, model, reached)
 
 
-def _result(x: Tensor, run: Run, guide: Guide, level: Level) -> Result:
-    nfe = torch.as_tensor(run.report.nfe).expand(len(x)).cpu()
-    return Result(x, nfe, run.report, guide, level)
+def _seen(model: GuidedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Clean estimates and noises of the last evaluation, by branch name."""
+    if model.predictions is None or model.ctx is None:
+        return {}, {}
+    clean = {b.name: v for b, v in model.predictions.values_by_branch.items()}
+    return clean, {k: model.ctx.noise(v) for k, v in clean.items()}
+
+
+def _result(x: Tensor, model: GuidedModel, level: Level) -> Result:
+    report = model.run.report
+    nfe = torch.as_tensor(report.nfe).expand(len(x)).cpu()
+    log_weights = model.carried.get("log_weights")
+    weights = None if log_weights is None else shares(log_weights, model.groups)
+    return Result(x, nfe, report, model.guide, level, weights)
 
 
 def _shape(

@@ -7,6 +7,7 @@ from fairlead.exact.coverage import covered, group_shares, mode_kl, outlier_rate
 from fairlead.exact.distances import energy_distance, mmd, nll, sliced_wasserstein
 from fairlead.exact.distribution import Distribution, ExactDenoiser
 from fairlead.exact.gaussian_pair import GaussianPair
+from fairlead.exact.labelled import LabelledDenoiser, LabelledMixture
 from fairlead.exact.mixture import GaussianMixture
 from fairlead.exact.recursions import (
     ddim_variance,
@@ -25,6 +26,8 @@ __all__ = [
     "ExactDenoiser",
     "GaussianMixture",
     "GaussianPair",
+    "LabelledDenoiser",
+    "LabelledMixture",
     "TiltedDensity",
     "Tree",
     "Weighted",

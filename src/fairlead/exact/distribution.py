@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ NULL = -1
 
 CLEAN = Level(0.0, 1.0, 0.0)
 
-Label = int | Tensor | None
-"""A class for all samples, `(B,)` classes, or `None` for the marginal."""
+Label = int | Tensor | Mapping[str, Any] | None
+"""A class for all samples, `(B,)` classes, or `None` for the marginal; values by name, for a
+mixture with several conditions."""
 
 
 class Distribution(ABC):
@@ -138,6 +140,10 @@ class ExactDenoiser(Denoiser):
     def predict(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """The exact clean estimate; see `Distribution.x0`."""
         return self.distribution.x0(x, level, condition.get("label"))
+
+    def log_density(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
+        """The exact log density of noisy samples; see `Distribution.log_density`."""
+        return self.distribution.log_density(x, level, condition.get("label"))
 
 
 def levels(level: Level | None, x: Tensor) -> tuple[Tensor, Tensor]:

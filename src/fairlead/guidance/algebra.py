@@ -89,7 +89,8 @@ Rows = Tensor | None
 class Policy(Schedule):
     """Decides which branches are evaluated, and what stands in for those that are not.
 
-    It is offered the branches that the terms before it, and no others, want beside the base.
+    It is offered the branches that the terms before it, and no others, want beside the base;
+    where the base itself is not evaluated (CFG at ``w = 0``) it is offered none.
     What depends on predictions must depend on those that `observe` sees: they are the same on
     every device that takes part, and so are then the decisions.
     """
@@ -173,11 +174,6 @@ class Guide(ABC):
     def renoise(self, predictions: Predictions, ctx: Context, denoise: Tensor) -> Tensor | None:
         """The other end of the prediction, where it differs from `denoise`."""
         return None
-
-    @cached_property
-    def linear(self) -> bool:
-        """Whether the prediction is affine in the branches."""
-        return not any(isinstance(n, Rule) or not getattr(n, "affine", True) for n in self.nodes())
 
     @cached_property
     def steady(self) -> bool:
@@ -277,6 +273,7 @@ class Term(Node, Guide):
             )
         if planned:
             ctx.plan.enter(place, planned)
+            ctx.plan.affine &= self.affine
             for branch, capture in self.captures:
                 ctx.plan.capture(self.seen(branch, ctx, gains), capture)
 
@@ -297,6 +294,8 @@ class Term(Node, Guide):
     @staticmethod
     def seen(branch: Branch, ctx: Context, gains: Gains) -> Branch:
         """A branch under the schedules over the term."""
+        if branch.nulled or branch.taken:
+            branch = branch.among(ctx.conditions)
         for schedule in gains:
             branch = schedule.branch(branch, ctx)
         return branch
@@ -403,6 +402,7 @@ class Pipe(Guide):
         before = len(ctx.plan.terms)
         self.left.plan(ctx, gains, gain, inner)
         if len(ctx.plan.terms) > before:
+            ctx.plan.affine = False
             ctx.plan.look_at(ctx.plan.base)
             for branch in self.right.needs:
                 ctx.plan.look_at(Term.seen(branch, ctx, gains))

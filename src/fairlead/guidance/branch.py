@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class Transform(ABC):
     """Changes a branch's condition; a hashable value."""
 
+    def check(self, condition: Condition, denoiser: Denoiser) -> None:  # noqa: B027
+        """Refuses a condition that it cannot change, before the first step."""
+
     @abstractmethod
     def __call__(self, condition: Condition, denoiser: Denoiser, ctx: "Context") -> Condition:
         """The changed condition.
@@ -47,6 +50,14 @@ class Perturbation(ABC):
 
         `rows` are the samples of the batch that these rows belong to.
         """
+
+
+class Output(ABC):
+    """Changes what a branch predicts, before anything is combined; a hashable value."""
+
+    @abstractmethod
+    def __call__(self, prediction: Tensor, ctx: "Context") -> Tensor:
+        """The changed clean estimate, `(b, ...)` as it came."""
 
 
 class AttentionPerturbation(ABC):
@@ -108,29 +119,49 @@ class Branch:
         name: How reports and `fl.combine` call it.
         state: Condition state: `cond`, `null`, or a name given to `fl.sample(states=...)`.
         nulled: Names of the conditions that are null in it, for states in between.
+        taken: Names of conditions whose value is that of another state, each with the state.
         model: Name of the model; empty is the sampled one.
         transforms: Changes of the condition, in order.
         perturbations: Changes inside the network.
         needs: Branches that must be predicted before.
         point: Where it is evaluated, if not at `x`.
+        outputs: Changes of its prediction, in order.
     """
 
     name: str = field(compare=False)
     state: str = "cond"
     nulled: tuple[str, ...] = ()
+    taken: tuple[tuple[str, str], ...] = ()
     model: str = ""
     transforms: tuple[Transform, ...] = ()
     perturbations: tuple[Perturbation | AttentionPerturbation, ...] = ()
     needs: tuple["Branch", ...] = ()
     point: Point | None = None
+    outputs: tuple[Output, ...] = ()
 
     @cached_property
     def _hash(self) -> int:
-        parts = (self.state, self.nulled, self.model, self.transforms, self.perturbations)
-        return hash((*parts, self.needs, self.point))
+        said = (self.state, self.nulled, self.taken, self.model)
+        changed = (self.transforms, self.perturbations, self.needs, self.point, self.outputs)
+        return hash((said, changed))
 
     def __hash__(self) -> int:
         return self._hash
+
+    @property
+    def whole(self) -> bool:
+        """Whether it sees all that was asked for, and not a null or another state."""
+        return self.state == "cond" and not self.nulled and not self.taken
+
+    def among(self, conditions: frozenset[str]) -> "Branch":
+        """This branch by its shortest name, where `conditions` are all that there are."""
+        if conditions and conditions == frozenset(self.nulled):
+            return replace(self, state="null", nulled=(), taken=())
+        if conditions and conditions == frozenset(name for name, _ in self.taken):
+            states = {state for _, state in self.taken}
+            if len(states) == 1:
+                return replace(self, state=states.pop(), taken=())
+        return self
 
     def transformed(self, transform: Transform) -> "Branch":
         """This branch with one more change of its condition."""

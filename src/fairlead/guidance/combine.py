@@ -1,6 +1,7 @@
 """Guidance for people who bring their own predictions."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from fairlead.guidance.algebra import Guide, Rows
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.context import Context, Plan, Run
 from fairlead.guidance.guided import finish, rows_to_evaluate, under_policies
+from fairlead.guidance.masks import fitted, require_masks
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose, nearest
 from fairlead.schedules import Level, NoiseSchedule
@@ -26,6 +28,7 @@ def combine(
     schedule: NoiseSchedule | None = None,
     run: Run | None = None,
     domain: str = "continuous",
+    masks: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """One step of a guide on given predictions, without a network.
 
@@ -39,6 +42,7 @@ def combine(
         schedule: The noise schedule that `t` belongs to.
         run: Memory from step to step; each call with it is one step. Default: a fresh one.
         domain: `continuous`, or `logprob` (the result is normalised).
+        masks: Masks by name, for guides that act on a region.
 
     Returns:
         The guided prediction, shaped like one of them, in float32 (float64 if they are).
@@ -65,10 +69,13 @@ def combine(
     level = t if isinstance(t, Level) or t is None else _level(t, first, schedule)
     run = run or Run(check=False, record=False)
     run.advance()
+    if masks is not None:
+        run.masks = fitted(masks, first.to(working_dtype(first)))
+    require_masks(guide, run)
     ctx = Context(x, level, run, batch=len(first), ndim=first.ndim, like=first)
     ctx.plan = Plan(guide.base(ctx))
     guide.plan(ctx, (), 1.0, ())
-    wanted = rows_to_evaluate(guide, ctx)
+    wanted = rows_to_evaluate(ctx)
     t = float("nan") if level is None else level.t
     run.report.begin(run.step, run.stage, t, wanted, ctx.batch)
     given = under_policies(wanted, ctx, lambda left: _given(left, predictions))

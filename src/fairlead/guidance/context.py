@@ -1,7 +1,7 @@
 """What a guide knows at a step (`Context`) and remembers between steps (`Run`)."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -41,6 +41,7 @@ class Run:
         steps: Number of steps, if known.
         check: Whether a NaN or infinity in a prediction raises.
         record: Whether the report keeps the norm of each term at each step.
+        masks: Masks by name, for guides that act on a region.
         reference: Clean samples that a guide may refer to, such as the source of an edit,
             `(B, ...)`.
     """
@@ -53,6 +54,7 @@ class Run:
         *,
         check: bool = True,
         record: bool = True,
+        masks: Mapping[str, Tensor] | None = None,
         reference: Tensor | None = None,
     ) -> None:
         self.seed = seed
@@ -61,8 +63,10 @@ class Run:
         self.stage = 0
         self.steps = steps
         self.check = check
+        self.masks = dict(masks or {})
         self.reference = reference
         self.memory: dict[str, Any] = {}
+        self.carried: dict[str, Tensor] = {}
         self.report = Report(record)
         self._slots: dict[Any, tuple[int, Any, Any]] = {}
 
@@ -100,13 +104,20 @@ class Run:
         Drawn in float32 on the CPU, so that it is the same on every device and dtype. `rows`
         says which samples of the batch `like` holds, where it is not all of them.
         """
+        return self._normal(like, key, self.step, count, rows)
+
+    def fixed(self, like: Tensor, key: str, rows: Sequence[int] | None = None) -> Tensor:
+        """As `normal`, but the same in every step of the run."""
+        return self._normal(like, key, -2, 0, rows)
+
+    def _normal(
+        self, like: Tensor, key: str, step: int, count: int, rows: Sequence[int] | None
+    ) -> Tensor:
         tag = zlib.crc32(key.encode())
         noise = torch.empty(like.shape, dtype=torch.float32)
         generator = torch.Generator()
         for row, index in zip(noise, self._indices(len(like), rows), strict=True):
-            row.normal_(
-                generator=generator.manual_seed(_mix(self.seed, index, self.step, tag, count))
-            )
+            row.normal_(generator=generator.manual_seed(_mix(self.seed, index, step, tag, count)))
         return noise.to(like)
 
     def integers(self, batch: int, high: int, key: str) -> Tensor:
@@ -115,10 +126,40 @@ class Run:
         drawn = [_mix(self.seed, index, self.step, tag, 0) % high for index in self._indices(batch)]
         return torch.tensor(drawn)
 
+    def uniform(self, batch: int | None, key: str) -> list[float]:
+        """Numbers in [0, 1), one a sample, or one for all of them where `batch` is `None`.
+
+        A function of seed, step and key, and of the sample where there is one each.
+        """
+        tag = zlib.crc32(key.encode())
+        indices = (-1,) if batch is None else self._indices(batch)
+        return [_mix(self.seed, i, self.step, tag, 0) / 2.0**63 for i in indices]
+
+    def take(self, index: Tensor) -> None:
+        """Makes row `i` of all that is remembered that of sample `index[i]`."""
+        self._slots = {k: (v[0], *_rows(v[1:], index)) for k, v in self._slots.items()}
+        self.memory = _rows(self.memory, index)
+        self.carried = _rows(self.carried, index)
+
     def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
         if rows is not None:
             return rows if self.indices is None else [self.indices[i] for i in rows]
         return range(batch) if self.indices is None else self.indices
+
+
+def _rows(value: Any, index: Tensor) -> Any:
+    """Every batched tensor inside with its rows picked."""
+    if isinstance(value, Tensor):
+        batched = value.ndim > 0 and len(value) == len(index)
+        return value[index.to(value.device)] if batched else value
+    if isinstance(value, dict):
+        return {k: _rows(v, index) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rows(v, index) for v in value]
+    if isinstance(value, tuple):
+        made = [_rows(v, index) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    return value
 
 
 def _mix(*key: int) -> int:
@@ -142,10 +183,20 @@ class Plan:
         read: Branches wanted whatever their coefficient: a rule looks at them.
         renoise: The branch that renoises, if not the guided prediction.
         policies: Policies and their places, outermost first.
+        affine: Whether the prediction is affine in the branches.
         captures: What is kept of the attention of branches.
     """
 
-    __slots__ = ("base", "captures", "coefficients", "policies", "read", "renoise", "terms")
+    __slots__ = (
+        "affine",
+        "base",
+        "captures",
+        "coefficients",
+        "policies",
+        "read",
+        "renoise",
+        "terms",
+    )
 
     def __init__(self, base: Branch = COND) -> None:
         self.base = base
@@ -154,6 +205,7 @@ class Plan:
         self.read: set[Branch] = set()
         self.renoise: Branch | None = None
         self.policies: list[tuple[Policy, Place]] = []
+        self.affine = True
         self.captures: dict[Branch, list[Capture]] = {}
 
     def enter(self, place: Place, differences: list[Planned]) -> None:
@@ -192,12 +244,15 @@ class Context:
         plan: What this evaluation wants.
         weight: Inside a rule, the total absolute weight of the terms below it; 1 where that
             is 0, so that dividing is safe.
+        log_density: Log density of `x` under a branch, `(B,)`; `None` in `fl.combine`.
         place: Where the node that is being asked stands.
         batch: Number of samples.
         ndim: Number of dimensions of `x`.
+        conditions: Names of the conditions, where they are known.
         maps: What was kept of the attention of branches at this evaluation.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
+        offered: Branches and rows that each policy was offered, by place.
     """
 
     def __init__(
@@ -220,11 +275,14 @@ class Context:
         self._like = like  # where there is no x: a prediction, for dtype and device
         self.batch = batch if x is None else x.shape[0]
         self.ndim = ndim if x is None else x.ndim
+        self.conditions: frozenset[str] = frozenset()
         self.plan = Plan()
         self.maps: Maps = {}
         self.weight: Weight = 1.0
+        self.log_density: Callable[[Branch], Tensor] | None = None
         self.place: Place = ()
         self.evaluated: dict[Branch, Tensor | None] = {}
+        self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from fairlead.condition import Condition, concatenate
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.branch import Branch, Maps, Predictions
-from fairlead.guidance.context import Context
+from fairlead.guidance.context import Context, Run
 from fairlead.guidance.hooks import Span, perturbed
 from fairlead.parameters import nearest
 from fairlead.schedules import Level
@@ -101,14 +101,19 @@ class Evaluator:
         """The calls for these branches, if they will be the same whenever they are asked."""
         if (
             any(
-                rows is not None or b.transforms or b.perturbations or b.needs or b.point
+                rows is not None
+                or b.transforms
+                or b.perturbations
+                or b.needs
+                or b.point
+                or b.outputs
                 for b, rows in wanted.items()
             )
             or ctx.plan.captures
         ):
             return None
         models = {b.model for b in wanted}
-        conditions = [self.check(b) for b in wanted]
+        conditions = [self.check(b, ctx.run) for b in wanted]
         if self.batching == "sequential" or len(wanted) == 1:
             rows = ctx.batch
             calls = [(self.model(b.model), c) for b, c in zip(wanted, conditions, strict=True)]
@@ -150,43 +155,76 @@ class Evaluator:
             )
         return self.models[name]
 
-    def check(self, branch: Branch) -> Condition:
-        """The condition of a branch before its transforms.
+    @property
+    def conditions(self) -> frozenset[str]:
+        """Names of the conditions, without those that only go with another one."""
+        return frozenset(self.states["cond"]) - self.denoiser.companions
+
+    def check(self, branch: Branch, run: Run | None = None) -> Condition:
+        """The condition of a branch before its transforms; noise in it is fixed for the run.
 
         Raises:
             ValueError: Its state was not given.
         """
-        key = (branch.model, branch.state, branch.nulled)
+        key = (branch.model, branch.state, branch.nulled, branch.taken)
         if key not in self._conditions:
-            self._conditions[key] = self._state(branch)
+            self._conditions[key] = self._state(branch, run or Run())
         return self._conditions[key]
 
     def condition(self, branch: Branch, ctx: Context) -> Condition:
         """The condition of a branch."""
-        condition = self.check(branch)
+        condition = self.check(branch, ctx.run)
         for transform in branch.transforms:
             condition = transform(condition, self.model(branch.model), ctx)
         return condition
 
-    def _state(self, branch: Branch) -> Condition:
+    def _state(self, branch: Branch, run: Run) -> Condition:
         denoiser = self.model(branch.model)
-        if branch.state == "null" or branch.nulled:
-            self._warn_untrained("null", denoiser)
-            cond = self.states["cond"]
-            if not cond:
+        whole = branch.state == "null"
+        condition = self._given("cond" if whole else branch.state)
+        for name, state in branch.taken:
+            other = self._given(state)
+            if name not in condition or name not in other:
+                have = condition if name not in condition else other
                 raise ValueError(
-                    "the guide asks for a null condition, but the model was given no condition: "
-                    "pass fl.sample(condition={...}), or use a guide that needs none (tsg, pag, "
-                    "autoguidance)"
+                    f"the guide takes the condition {name!r} from the state {state!r}; "
+                    f"{nearest(name, have)}"
                 )
-            return denoiser.null_condition(cond, branch.nulled or None)
-        if branch.state not in self.states:
+            condition = condition.replace(**{name: other[name]})
+        if not (whole or branch.nulled):
+            return condition
+        if not condition:
             raise ValueError(
-                f"the guide asks for the condition state {branch.state!r}: pass "
-                f"fl.sample(states={{{branch.state!r}: {{...}}}}); "
-                f"{nearest(branch.state, self.states)}"
+                "the guide asks for a null condition, but the model was given no condition: "
+                "pass fl.sample(condition={...}), or use a guide that needs none (tsg, pag, "
+                "autoguidance)"
             )
-        return self.states[branch.state]
+        nulled = None if whole else branch.nulled
+        self._warn_untrained(
+            "null" if whole else denoiser.state(branch.nulled, condition), denoiser
+        )
+        return denoiser.null_condition(condition, nulled, run.fixed)
+
+    def _given(self, state: str) -> Condition:
+        if state not in self.states:
+            raise ValueError(
+                f"the guide asks for the condition state {state!r}: pass "
+                f"fl.sample(states={{{state!r}: {{...}}}}); "
+                f"{nearest(state, self.states)}"
+            )
+        return self.states[state]
+
+    def log_density(self, branch: Branch, ctx: Context) -> Tensor:
+        """The log density of `ctx.x` under a branch, `(B,)`, up to a constant.
+
+        Raises:
+            ValueError: The branch is no distribution of its own, or its model knows no density.
+        """
+        assert ctx.x is not None
+        if branch.perturbations or branch.point is not None:
+            raise ValueError(f"the branch {branch.name!r} has no density: it is perturbed")
+        denoiser = self.model(branch.model)
+        return denoiser.log_density(ctx.x, ctx.level, self.condition(branch, ctx))
 
     def _warn_untrained(self, state: str, denoiser: Denoiser) -> None:
         trained = denoiser.trained
@@ -216,10 +254,11 @@ class Evaluator:
                 ctx.run.report.count(ctx.batch, request.rows)
             outputs = self._call(denoiser, requests, ctx)
             for request, predicted in zip(requests, outputs, strict=True):
-                out = predicted
-                point = request.branch.point
+                out, point = predicted, request.branch.point
                 if point is not None and point.keeps_noise:
                     out = out + _moved(ctx, request)
+                for change in request.branch.outputs:
+                    out = change(out, ctx)
                 if request.rows is not None:
                     base = done.get(ctx.plan.base)
                     whole = torch.zeros_like(ctx.x, dtype=out.dtype) if base is None else base

@@ -1,7 +1,8 @@
 """A denoiser under a guide: what is planned, what is evaluated, and how it is put together."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -12,8 +13,13 @@ from fairlead.guidance.algebra import Guide, Policy, Rows, Rule, Schedule, Term
 from fairlead.guidance.branch import COND, AttentionPerturbation, Branch, Predictions
 from fairlead.guidance.context import Context, Place, Plan, Run, Weight, magnitude
 from fairlead.guidance.evaluator import Evaluator
+from fairlead.guidance.masks import require_masks
+from fairlead.parameters import nearest
 from fairlead.prediction import Prediction
 from fairlead.schedules import Level
+
+Reward = Callable[[Tensor], Tensor]
+"""Scores clean samples, `(B, ...)` to `(B,)`; higher is better."""
 
 
 class GuidedModel:
@@ -23,18 +29,26 @@ class GuidedModel:
         guide: The guide.
         evaluator: Predicts the branches.
         run: Memory of this run.
+        rewards: Functions that samplers score samples with, by name.
     """
 
-    def __init__(self, guide: Guide, evaluator: Evaluator, run: Run) -> None:
+    def __init__(
+        self,
+        guide: Guide,
+        evaluator: Evaluator,
+        run: Run,
+        rewards: Mapping[str, Reward] | None = None,
+    ) -> None:
         self.guide = guide
         self.evaluator = evaluator
         self.run = run
         self.schedule = evaluator.denoiser.schedule
-        self.memory: dict[str, Any] = run.memory
         self.start: Level | None = None
         self.last: Prediction | None = None
+        self.predictions: Predictions | None = None
         self.ctx: Context | None = None
         self.wanted: dict[Branch, Rows] | None = None
+        self.rewards = dict(rewards or {})
         self._drawn = 0
 
     @property
@@ -45,16 +59,77 @@ class GuidedModel:
     def steps(self) -> int:
         return self.run.steps
 
+    @property
+    def memory(self) -> dict[str, Any]:
+        return self.run.memory
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        return self.run.carried
+
+    def take(self, index: Tensor) -> None:
+        self.run.take(index)
+
+    def uniform(self, key: str, count: int = 1) -> Tensor:
+        drawn = [self.run.uniform(None, f"{key} {i}")[0] for i in range(count)]
+        return torch.tensor(drawn, dtype=torch.float64)
+
+    @cached_property
+    def groups(self) -> Tensor:
+        rows = [
+            torch.unique(v.flatten(1), dim=0, return_inverse=True)[1].cpu()
+            for condition in self.evaluator.states.values()
+            for v in (v.reshape(len(v), -1) for v in condition.values())
+        ]
+        if not rows:
+            batch = self.ctx.batch if self.ctx is not None else 1
+            return torch.zeros(batch, dtype=torch.long)
+        numbers: Tensor = torch.unique(torch.stack(rows, 1), dim=0, return_inverse=True)[1]
+        return numbers
+
+    def reward(self, name: str) -> Reward:
+        if name not in self.rewards:
+            raise ValueError(
+                f"the sampler asks for the reward {name!r}: pass "
+                f"fl.sample(rewards={{{name!r}: function}}); {nearest(name, self.rewards)}"
+            )
+        return self.rewards[name]
+
+    @property
+    def parts(self) -> list[tuple[Weight, Tensor]]:
+        predictions, ctx = self.predictions, self.ctx
+        if predictions is None or ctx is None or not ctx.plan.affine:
+            raise ValueError(f"{self.guide} is not affine in its branches: leave out its rules")
+        values = predictions.values_by_branch
+        return [(c, values[b]) for b, c in _affine(ctx.plan).items() if b in values]
+
+    def log_density(self, x: Tensor, level: Level) -> Tensor:
+        ctx = Context(x, level, self.run, self.evaluator.denoiser, start=self.start)
+        ctx.plan = Plan(self.guide.base(ctx))
+        self.guide.plan(ctx, (), 1.0, ())
+        if not ctx.plan.affine:
+            raise ValueError(f"{self.guide} has no density: leave out its rules")
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for branch, weight in _affine(ctx.plan).items():
+            if not _equals(weight, 0.0):
+                scale = weight.flatten() if isinstance(weight, Tensor) else weight
+                total = total + scale * self.evaluator.log_density(branch, ctx)
+        return total
+
     def check(self) -> None:
         """Asks for every branch that the guide can want, so that what is missing is named now.
 
         Raises:
-            ValueError: A condition state, a null, a model or a layer is missing, or a schedule
-                or policy cannot serve the model or the run.
+            ValueError: A condition state, a null, a model, a layer or a mask is missing, or a
+                schedule or policy cannot serve the model or the run.
         """
+        require_masks(self.guide, self.run)
         for branch in branches(self.guide):
             denoiser = self.evaluator.model(branch.model)
-            self.evaluator.check(branch)
+            known = self.evaluator.conditions
+            condition = self.evaluator.check(branch.among(known), self.run)
+            for transform in branch.transforms:
+                transform.check(condition, denoiser)
             for perturbation in branch.perturbations:
                 if isinstance(perturbation, AttentionPerturbation):
                     perturbation.layers(denoiser)
@@ -82,12 +157,14 @@ class GuidedModel:
         run, ctx = self.run, self.ctx
         if ctx is None or ctx.batch != x.shape[0]:
             ctx = self.ctx = Context(x, level, run, self.evaluator.denoiser)
+            ctx.log_density = partial(self.evaluator.log_density, ctx=ctx)
+            ctx.conditions = self.evaluator.conditions
             self.wanted = None
         ctx.move(x, level, self.start or level)
         if self.wanted is None or gain != 1.0 or not self.guide.steady:
             ctx.plan = Plan(self.guide.base(ctx))
             self.guide.plan(ctx, (), gain, ())
-            wanted = rows_to_evaluate(self.guide, ctx)
+            wanted = rows_to_evaluate(ctx)
             self.wanted = wanted if gain == 1.0 else None
         else:
             wanted = self.wanted
@@ -97,6 +174,7 @@ class GuidedModel:
         else:
             values = self.evaluator(wanted, ctx)
             predictions = Predictions(ctx.plan.base, values, ctx.maps)
+        self.predictions = predictions
         self.last = finish(self.guide, predictions, ctx)
         run.stage += 1
         return self.last
@@ -110,7 +188,7 @@ def under_policies(
     """The predictions of the wanted branches: those that no policy provides are evaluated.
 
     Each policy decides about all its branches at once, the nearest to the terms first. What
-    another branch needs is evaluated all the same.
+    another branch needs, or whose attention is read, is evaluated all the same.
     """
     claims = _claims(wanted, ctx)
     evaluated = ctx.evaluated = _left(wanted, claims, ctx)
@@ -136,6 +214,7 @@ _Claim = tuple[Policy, Place, Rows]
 
 def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
     plan, claims = ctx.plan, dict[Branch, _Claim]()
+    ctx.offered = {}
     if plan.base not in wanted:
         return {}  # nothing to stand on
     for policy, place in reversed(plan.policies):
@@ -143,9 +222,9 @@ def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
         for at, planned in plan.terms.items():
             mine = inside if at[: len(place) + 1] == (*place, 0) else outside
             mine.update(b for _, positive, negative in planned for b in (positive, negative))
-        free = inside - outside - claims.keys()
+        free = inside - outside - claims.keys() - plan.captures.keys()
         offered = {b: rows for b, rows in wanted.items() if b in free}
-        ctx.place = place
+        ctx.place, ctx.offered[place] = place, offered
         asked = policy.skip(offered, ctx)
         for branch, rows in asked.items():
             if branch not in offered:
@@ -199,7 +278,7 @@ def branches(guide: Guide) -> list[Branch]:
     return list(found)
 
 
-def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Rows]:
+def rows_to_evaluate(ctx: Context) -> dict[Branch, Rows]:
     """The branches to evaluate, each with its rows: `None` for all.
 
     A branch whose coefficients cancel is left out, also for single samples, unless a rule
@@ -208,18 +287,20 @@ def rows_to_evaluate(guide: Guide, ctx: Context) -> dict[Branch, Rows]:
     base = ctx.plan.base
     needed: dict[Branch, Rows] = {}
     # a rule sees single terms, so under rules only what no term weighs is left out
-    active = ctx.plan.coefficients if guide.linear else _magnitudes(ctx.plan)
-    cancels = guide.linear and _equals(active.get(base, 0.0), -1.0)
+    active = ctx.plan.coefficients if ctx.plan.affine else _magnitudes(ctx.plan)
+    # what cancels in a sum of several is 0 but for rounding
+    slack = 1e-12 if sum(map(len, ctx.plan.terms.values())) > 1 else 0.0
+    cancels = ctx.plan.affine and _near(active.get(base, 0.0), -1.0, slack)
     if not cancels or base in ctx.plan.read:
         needed[base] = None
     for branch, coefficient in active.items():
         if branch == base:
             continue
         read = branch in ctx.plan.read
-        if not read and _equals(coefficient, 0.0):
+        if not read and _near(coefficient, 0.0, slack):
             continue
         rows = None
-        if not read and isinstance(coefficient, Tensor) and coefficient.numel() == ctx.batch:
+        if not read and isinstance(coefficient, Tensor) and _per_sample(coefficient, ctx.batch):
             on = coefficient.flatten() != 0
             rows = None if bool(on.all()) else on.nonzero().flatten()
         needed[branch] = rows
@@ -243,8 +324,22 @@ def _magnitudes(plan: Plan) -> dict[Branch, Weight]:
     return total
 
 
+def _affine(plan: Plan) -> dict[Branch, Weight]:
+    """The coefficient of each branch in an affine prediction, the base's own 1 included."""
+    return {**plan.coefficients, plan.base: 1.0 + plan.coefficients.get(plan.base, 0.0)}
+
+
 def _equals(weight: float | Tensor, value: float) -> bool:
     return not isinstance(weight, Tensor) and weight == value
+
+
+def _near(weight: Weight, value: float, slack: float) -> bool:
+    return not isinstance(weight, Tensor) and abs(weight - value) <= slack
+
+
+def _per_sample(weight: Tensor, batch: int) -> bool:
+    """Whether it is one number a sample, and no mask."""
+    return weight.ndim > 0 and len(weight) == batch == weight.numel()
 
 
 def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
@@ -258,16 +353,14 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
     if base not in values or not all(
         p in values and n in values for _, p, n in chain.from_iterable(ctx.plan.terms.values())
     ):  # linear, and a branch cancels
-        own = {base: 1.0 + ctx.plan.coefficients.get(base, 0.0)}
-        coefficients = {**ctx.plan.coefficients, **own}
-        denoise = sum_of([(c, values[b]) for b, c in coefficients.items() if b in values])
+        denoise = sum_of([(c, values[b]) for b, c in _affine(ctx.plan).items() if b in values])
     else:
         update, _ = guide.update(predictions, ctx, ())
         denoise = predictions.base if update is None else predictions.base + update
     renoise = guide.renoise(predictions, ctx, denoise) if ctx.plan.renoise else None
     if ctx.run.check:
         # the norms of the terms, where they are kept, are infected by every branch in them
-        seen = ctx.run.report.total_norm() if guide.linear else None
+        seen = ctx.run.report.total_norm() if ctx.plan.affine else None
         total = denoise.sum() if seen is None else seen
         if renoise is not None:
             total = total + renoise.sum()

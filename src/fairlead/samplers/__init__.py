@@ -19,25 +19,33 @@ from fairlead.samplers.ddim import DDIM
 from fairlead.samplers.ddpm import DDPM
 from fairlead.samplers.dpm import DPMpp1S, DPMpp2M, DPMpp2MSDE, DPMpp2S
 from fairlead.samplers.euler import Euler, EulerAncestral
+from fairlead.samplers.feynman_kac import FeynmanKac
 from fairlead.samplers.heun import Heun
+from fairlead.samplers.mcmc import MCMC
 from fairlead.samplers.pcg import PCG
+from fairlead.samplers.steering import Steering
+from fairlead.samplers.svdd import SVDD
 from fairlead.samplers.unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "MCMC",
     "PCG",
     "SAMPLERS",
+    "SVDD",
     "DPMpp1S",
     "DPMpp2M",
     "DPMpp2MSDE",
     "DPMpp2S",
     "Euler",
     "EulerAncestral",
+    "FeynmanKac",
     "Heun",
     "Model",
     "Prediction",
     "Sampler",
+    "Steering",
     "UniPC",
     "get",
     "noise_of",

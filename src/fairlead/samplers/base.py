@@ -56,6 +56,49 @@ class Model(Protocol):
         """Standard normal noise like `x`; fresh at each call, fixed by seed and sample."""
         ...
 
+    @property
+    def parts(self) -> list[tuple[float | Tensor, Tensor]]:
+        """Coefficient and clean estimate of each branch of the last prediction; they sum to 1.
+
+        Raises:
+            ValueError: The guide is not affine in its branches.
+        """
+        ...
+
+    def log_density(self, x: Tensor, level: Level) -> Tensor:
+        """`log p(x)` of the guided density at a level up to a constant, `(B, ...)` to `(B,)`.
+
+        Raises:
+            ValueError: The guide is not affine in its branches, or the model knows no density.
+        """
+        ...
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """What belongs to each sample, `(B, ...)`, and moves along with it."""
+        ...
+
+    @property
+    def groups(self) -> Tensor:
+        """Number of the group of each sample, `(B,)`: samples under equal conditions."""
+        ...
+
+    def take(self, index: Tensor) -> None:
+        """Makes row `i` of all that is remembered that of sample `index[i]`."""
+        ...
+
+    def uniform(self, key: str, count: int = 1) -> Tensor:
+        """Numbers in [0, 1), fixed by seed, step and key, `(count,)` in float64."""
+        ...
+
+    def reward(self, name: str) -> Callable[[Tensor], Tensor]:
+        """The function given to `fl.sample(rewards=...)` by that name, `(B, ...)` to `(B,)`.
+
+        Raises:
+            ValueError: There is none.
+        """
+        ...
+
 
 class Sampler(ABC):
     """An update rule; an immutable value.
@@ -68,6 +111,8 @@ class Sampler(ABC):
     name: ClassVar[str] = ""
     ids: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str] = "sampler"
+    solver: ClassVar[bool] = True
+    """Whether it asks the model for predictions and noise alone."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -85,6 +130,13 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
         """From `x` at level `s` to the less noisy level `t`."""
+
+    def check(self, model: Model) -> None:  # noqa: B027  most samplers ask for nothing
+        """Refuses a model that lacks what the sampler will ask for, before the first step.
+
+        Raises:
+            ValueError: Names what is missing.
+        """
 
     def __str__(self) -> str:
         given = [

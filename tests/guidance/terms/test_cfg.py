@@ -114,3 +114,30 @@ def test_bad_scale_is_named(value):
 def test_wrong_number_of_scales_is_named():
     with pytest.raises(ValueError, match="3 values were given for a batch of 2"):
         fl.sample(tiny_denoiser(), {"label": [1, 2]}, guide="cfg([1, 2, 3])", steps=2, first=7)
+
+
+@given(pairs(), scales, st.floats(0.05, 0.95))
+def test_velocities_are_guided_as_clean_estimates_are(cu, w, t):
+    """Guided flows: on every affine path, and with time in either direction."""
+    x = cu[0].flip(0) + 1
+    for schedule in (fl.schedules.RectifiedFlow(), fl.schedules.VP("cosine")):
+        level = schedule.level(t)
+        where = (x, level.alpha, level.sigma, "flow_prediction")
+        uc, uu = (from_x0(d, *where) for d in cu)
+        guided = combine(fl.CFG(w), uc, uu)
+        assert_close(guided, -combine(fl.CFG(w), -uc, -uu))
+        back = to_x0(guided, *where)
+        assert_close(back, combine(fl.CFG(w), *cu), rtol=1e-9, atol=1e-9)
+
+
+def test_negative_in_a_window_takes_the_place_of_null():
+    """`c-` where `a <= i/N < b`, null elsewhere: the same terms under intervals that meet."""
+    window = "(cfg(3) | interval(0, 0.25)) + (cfg(3, against='negative') | interval(0.25, 0.5))"
+    guide = fl.guide(f"{window} + (cfg(3) | interval(0.5, 1))")
+    run = fl.Run(steps=8)
+    draws = torch.Generator().manual_seed(0)
+    c, u, n = torch.randn(3, 2, 4, generator=draws, dtype=torch.float64)
+    for i in range(8):
+        name, away = ("negative", n) if 2 <= i < 4 else ("null", u)
+        out = fl.combine(guide, {"cond": c, name: away}, run=run)
+        assert_close(out, away + 3 * (c - away))

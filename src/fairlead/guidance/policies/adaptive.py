@@ -92,7 +92,7 @@ class AdaptiveGuidance(Policy):
         return weight * on.reshape(-1, *[1] * (ctx.ndim - 1))
 
     def observe(self, predictions: Predictions, ctx: Context) -> None:
-        others = [b for b in predictions if b.state != "cond" and b in ctx.evaluated]
+        others = [b for b in predictions if not b.whole and b in ctx.evaluated]
         at_hand = predictions.base_branch in predictions.values_by_branch  # not at w = 0
         if not others or not at_hand or ctx.fraction < self.guard:
             return

@@ -1,13 +1,12 @@
 """Frequency-decoupled guidance (FDG)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from fairlead.guidance.algebra import FINITE, Context, Predictions, Rule, project, register
+from fairlead.guidance.resample import along, blur, resize
 from fairlead.guidance.spaces import Space, check_space, in_space
 
 
@@ -98,7 +97,7 @@ def pyramid(x: Tensor, levels: int) -> list[Tensor]:
     """The bands of `x`, `(B, C, ...)`, from the finest to the coarsest."""
     bands = []
     for _ in range(levels - 1):
-        coarse = _along(x, lambda n: _resize(n, _half(n)) @ _blur(n))
+        coarse = along(x, lambda n: resize(n, _half(n)) @ blur(n))
         bands.append(x - _up(coarse, x))
         x = coarse
     return [*bands, x]
@@ -121,32 +120,6 @@ def _up(x: Tensor, like: Tensor) -> Tensor:
 
     def matrix(n: int) -> Tensor:
         size = next(sizes)
-        return _blur(size) @ _resize(n, size)
+        return blur(size) @ resize(n, size)
 
-    return _along(x, matrix)
-
-
-def _along(x: Tensor, matrix: Callable[[int], Tensor]) -> Tensor:
-    """Applies to every dimension behind the channels the matrix for its size."""
-    for dim in range(2, x.ndim):
-        x = (x.movedim(dim, -1) @ matrix(x.shape[dim]).to(x).mT).movedim(-1, dim)
-    return x
-
-
-def _blur(n: int) -> Tensor:
-    """The matrix of a binomial blur of `n` numbers, mirrored about the first and the last."""
-    period = max(1, 2 * (n - 1))
-    taps = (torch.arange(n)[:, None] + torch.arange(-2, 3)) % period
-    taps = torch.minimum(taps, period - taps) % n
-    weights = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=torch.float64) / 16
-    return torch.zeros(n, n, dtype=torch.float64).scatter_add_(1, taps, weights.expand(n, 5))
-
-
-def _resize(n: int, m: int) -> Tensor:
-    """The matrix of linear interpolation from `n` pixels to `m`, with centres matched."""
-    at = ((torch.arange(m, dtype=torch.float64) + 0.5) * (n / m) - 0.5).clamp(0, n - 1)
-    low = at.floor()
-    share = (at - low)[:, None]
-    taps = torch.stack([low, (low + 1).clamp(max=n - 1)], 1).long()
-    weights = torch.cat([1 - share, share], 1)
-    return torch.zeros(m, n, dtype=torch.float64).scatter_add_(1, taps, weights)
+    return along(x, matrix)

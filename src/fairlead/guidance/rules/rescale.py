@@ -9,7 +9,7 @@ from fairlead.guidance.algebra import Context, Predictions, Range, Rule, registe
 from fairlead.guidance.spaces import Space, check_space, in_space
 
 
-@register("rescale", ids=("S110",), neutral="0.0")
+@register("rescale", ids=("S035", "S110"), neutral="0.0")
 @dataclass(frozen=True)
 class Rescale(Rule):
     r"""Brings the guided prediction back to the conditional one's standard deviation.

@@ -5,6 +5,7 @@ from fairlead.guidance.terms.blur import BlurGuidance
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.guidance.terms.cfgpp import CFGpp
 from fairlead.guidance.terms.icg import ICG
+from fairlead.guidance.terms.multi import Multi
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.terms.perp_neg import PerpNeg
 from fairlead.guidance.terms.sag import SAG
@@ -25,3 +26,4 @@ __all__ = [
     "CFGpp",
     "PerpNeg",
 ]
+__all__ = ["CFG", "ICG", "PAG", "TSG", "Autoguidance", "CFGpp", "Multi", "PerpNeg"]

@@ -8,7 +8,7 @@ from fairlead.guidance.algebra import ALL_DOMAINS, Scale, Term, less_one, regist
 from fairlead.guidance.branch import NULL, Branch
 
 
-@register("cfg", ids=("S006", "XC7"), nfe=1, neutral="1.0")
+@register("cfg", ids=("S006", "S031", "XC7"), nfe=1, neutral="1.0")
 @dataclass(frozen=True)
 class CFG(Term):
     r"""Extrapolates from the unconditional towards the conditional prediction.

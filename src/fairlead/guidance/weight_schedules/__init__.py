@@ -3,5 +3,6 @@
 from fairlead.guidance.weight_schedules.cads import CADS, DynamicCFG
 from fairlead.guidance.weight_schedules.curve import Curve
 from fairlead.guidance.weight_schedules.interval import Interval
+from fairlead.guidance.weight_schedules.ramp import Ramp
 
-__all__ = ["CADS", "Curve", "DynamicCFG", "Interval"]
+__all__ = ["CADS", "Curve", "DynamicCFG", "Interval", "Ramp"]

@@ -1,0 +1,95 @@
+"""Soft value-based decoding."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from fairlead.parameters import Range
+from fairlead.prediction import Prediction
+from fairlead.samplers.base import Model, register
+from fairlead.samplers.particles import scored
+from fairlead.samplers.wrapper import Held, Wrapper
+from fairlead.schedules import Level
+
+
+@register("svdd", ids=("S013",))
+@dataclass(frozen=True)
+class SVDD(Wrapper):
+    r"""Draws several next states for each sample and keeps one, by what it promises to become.
+
+    .. math:: x^1, \dots, x^M \sim p(x_t \mid x_s), \qquad
+              P(\text{keep } m) \propto \exp \bigl( r(D(x^m)) / \lambda \bigr)
+
+    The target is ``p(x) exp(r(x) / lambda)``. The reward of the clean estimate stands for the soft
+    value (the paper's posterior-mean form): no gradient, no training, but a bias that more
+    proposals do not remove. The last step has one outcome and draws nothing.
+
+    * Cost: ``M`` evaluations a step beside those of later stages; the winner's is the next step's.
+    * Order 1. Each sample chooses for itself. ``m = 1``, a constant reward and ``lam = inf`` leave
+      the law of the sampler as it is; ``lam = 0`` takes the best.
+
+    Args:
+        reward: Name of the reward in ``fl.sample(rewards=...)``.
+        m: Number of proposals, >= 1; 10 in the paper's DNA and RNA runs.
+        lam: Temperature, in [0, inf]; 0 (the released code) takes the best proposal.
+        sampler: Text of the sampler that proposes; it must add noise.
+
+    Raises:
+        ValueError: A parameter is out of range; the reward is missing or returns another shape;
+            the proposals of ``sampler`` are all the same.
+
+    Source:
+        Li et al. (2024), arXiv:2408.08252.
+    """
+
+    reward: str = "reward"
+    m: Annotated[int, Range(1, math.inf, closed="left")] = 10
+    lam: Annotated[float, Range(0, math.inf)] = 0.0
+    sampler: str = "ddpm"
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        model.reward(self.reward)
+
+    @property
+    def evaluations(self) -> int:
+        """One a proposal, and those of later stages of the sampler."""
+        return self.m * self.inner.evaluations
+
+    def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """From `x` at level `s` to the less noisy level `t`."""
+        known = model.memory.get("svdd")
+        p = known if known is not None else model(x, s)
+        held = Held(model, x, s, p)
+        if t.sigma == 0:
+            return self.inner.step(held, x, s, t)
+        proposals: list[Tensor] = []
+        predictions: list[Prediction] = []
+        values: list[Tensor] = []
+        for i in range(self.m):
+            y = self.inner.step(held, x, s, t)
+            if i and torch.equal(y, proposals[0]):
+                raise ValueError(
+                    f"svdd: sampler must add noise, but all proposals of {self.inner} are the same;"
+                    " take ddpm, ddim(eta=1) or euler_ancestral"
+                )
+            proposals.append(y)
+            predictions.append(model(y, t))
+            values.append(scored(model, self.reward, predictions[-1].denoise))
+        winner = self._draw(model, torch.stack(values))
+        rows = torch.arange(len(x), device=x.device)
+        ends = zip(*predictions, strict=True)
+        model.memory["svdd"] = Prediction(*(torch.stack(e)[winner, rows] for e in ends))
+        return torch.stack(proposals)[winner, rows]
+
+    def _draw(self, model: Model, values: Tensor) -> Tensor:
+        """Index `(B,)` of the kept proposal, from the values `(M, B)`."""
+        if self.lam == 0 or self.m == 1:
+            return values.argmax(0)
+        cdf = (values / self.lam).softmax(0).cumsum(0)
+        u = torch.special.ndtr(model.noise(values[0][:, None])).flatten()
+        index: Tensor = (u > cdf / cdf[-1]).sum(0).clamp(max=self.m - 1)
+        return index
