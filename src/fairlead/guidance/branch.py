@@ -201,13 +201,13 @@ class Predictions(Mapping[Branch | str, Tensor]):
                 return value
         raise KeyError(f"predictions: no branch {key!r}; {nearest(key, self.names)}")
 
-    def maps(self, branch: Branch, capture: Capture) -> dict[str, list[Tensor]]:
+    def maps(self, branch: Branch, capture: Capture) -> dict[str, list[Tensor]] | None:
         """What was kept of a branch's attention by layer, one tensor `(M, ...)` a call.
 
-        `M` is the batch, or a multiple of it where a layer folds another axis into it. Empty for
-        a branch that a policy provided.
+        `M` is the batch, or a multiple of it where a layer folds another axis into it. `None` for
+        a branch that was not evaluated with this capture.
         """
-        return self._maps.get((branch, capture), {})
+        return self._maps.get((branch, capture))
 
     @property
     def names(self) -> list[str]:

@@ -82,6 +82,7 @@ class Evaluator:
             return self._again(stack, ctx)
         done: dict[Branch, Tensor] = {}
         ctx.maps = {}
+        ctx.given = self.given
         left = dict(wanted)
         while left:
             ready = {b: r for b, r in left.items() if all(n in done for n in b.needs)}
@@ -205,6 +206,14 @@ class Evaluator:
         )
         return denoiser.null_condition(condition, nulled, run.fixed)
 
+    def given(self, state: str) -> Condition:
+        """The condition of a state of the sampled model, `null` included.
+
+        Raises:
+            ValueError: It was not given.
+        """
+        return self.check(Branch(state, state=state))
+
     def _given(self, state: str) -> Condition:
         if state not in self.states:
             raise ValueError(
@@ -252,8 +261,12 @@ class Evaluator:
             requests = [self._request(b, rows, done, ctx) for b, rows in group.items()]
             for request in requests:
                 ctx.run.report.count(ctx.batch, request.rows)
-            outputs = self._call(denoiser, requests, ctx)
-            for request, predicted in zip(requests, outputs, strict=True):
+            outputs = [
+                (request, out)
+                for alike in _alike(denoiser, requests)
+                for request, out in zip(alike, self._call(denoiser, alike, ctx), strict=True)
+            ]
+            for request, predicted in outputs:
                 out, point = predicted, request.branch.point
                 if point is not None and point.keeps_noise:
                     out = out + _moved(ctx, request)
@@ -324,6 +337,20 @@ class Evaluator:
         if fixed:
             self._stacked[key] = stacked
         return stacked
+
+
+def _alike(denoiser: Denoiser, requests: list[_Request]) -> list[list[_Request]]:
+    """Requests grouped by the shapes of their conditions: a longer text has a call of its own."""
+    if len(requests) == 1 or not any(r.branch.transforms for r in requests):
+        return [requests]
+    if len({tuple(v.dtype for v in r.condition.values()) for r in requests}) > 1:
+        for request in requests:
+            request.condition = denoiser.embed(request.condition)
+    groups: dict[Any, list[_Request]] = {}
+    for request in requests:
+        shapes = tuple(v.shape[1:] for v in request.condition.values())
+        groups.setdefault(shapes, []).append(request)
+    return list(groups.values())
 
 
 def _moved(ctx: Context, request: _Request) -> Tensor:

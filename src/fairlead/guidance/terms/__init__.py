@@ -24,6 +24,6 @@ __all__ = [
     "Autoguidance",
     "BlurGuidance",
     "CFGpp",
+    "Multi",
     "PerpNeg",
 ]
-__all__ = ["CFG", "ICG", "PAG", "TSG", "Autoguidance", "CFGpp", "Multi", "PerpNeg"]

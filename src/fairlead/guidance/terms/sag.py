@@ -40,7 +40,8 @@ class Attentive(Degraded):
     capture: Received
 
     def mask(self, estimate: Tensor, predictions: Predictions) -> Tensor:
-        maps = [m for calls in predictions.maps(self.of, self.capture).values() for m in calls]
+        kept = predictions.maps(self.of, self.capture) or {}
+        maps = [m for calls in kept.values() for m in calls]
         if len({m.shape for m in maps}) != 1:
             raise ValueError(
                 f"sag: the layers {self.capture.patterns!r} differ in their grids: "

@@ -3,6 +3,7 @@
 from fairlead.guidance.weight_schedules.cads import CADS, DynamicCFG
 from fairlead.guidance.weight_schedules.curve import Curve
 from fairlead.guidance.weight_schedules.interval import Interval
+from fairlead.guidance.weight_schedules.nag import NAG
 from fairlead.guidance.weight_schedules.ramp import Ramp
 
-__all__ = ["CADS", "Curve", "DynamicCFG", "Interval", "Ramp"]
+__all__ = ["CADS", "NAG", "Curve", "DynamicCFG", "Interval", "Ramp"]
