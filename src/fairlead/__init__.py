@@ -6,14 +6,18 @@
 True
 """
 
-from fairlead import adapters, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead.adapters import steer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
-from fairlead.fitting import fit_linear
+from fairlead.fitting import fit_linear, search_ratios
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.combine import combine
 from fairlead.guidance.context import Context, Run
+from fairlead.guidance.energy import *  # noqa: F403
+from fairlead.guidance.energy import __all__ as _energy
+from fairlead.guidance.parallel import Parallel
 from fairlead.guidance.policies import *  # noqa: F403
 from fairlead.guidance.policies import __all__ as _policies
 from fairlead.guidance.rules import *  # noqa: F403
@@ -25,6 +29,8 @@ from fairlead.guidance.weight_schedules import *  # noqa: F403
 from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
 from fairlead.models.zoo import load
 from fairlead.sampling import Interrupted, Result, Step, sample
+from fairlead.stages import Stage, sample_stages
+from fairlead.stream import SimilarityFilter, Stream
 from fairlead.text import TextError
 
 __version__ = "0.1.0"
@@ -36,16 +42,21 @@ __all__ = [
     "Denoiser",
     "Guide",
     "Interrupted",
+    "Parallel",
     "Policy",
     "Result",
     "Rule",
     "Run",
     "Schedule",
+    "SimilarityFilter",
+    "Stage",
     "Step",
+    "Stream",
     "Term",
     "TextError",
     "adapters",
     "combine",
+    "energy",
     "exact",
     "fit_linear",
     "guide",
@@ -55,8 +66,12 @@ __all__ = [
     "prediction",
     "register",
     "sample",
+    "sample_stages",
     "samplers",
     "schedules",
+    "steer",
+    "search_ratios",
+    *_energy,
     *_policies,
     *_rules,
     *_terms,

@@ -1,6 +1,7 @@
 """`fl.sample`: from a denoiser and a guide to samples."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ from fairlead.guidance.context import Run
 from fairlead.guidance.evaluator import Batching, Evaluator
 from fairlead.guidance.guided import GuidedModel, Reward
 from fairlead.guidance.masks import fitted
+from fairlead.guidance.parallel import Parallel, ParallelEvaluator
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose
@@ -96,20 +98,24 @@ def sample(
     seed: int = 0,
     first: int = 0,
     spacing: Spacing | None = None,
+    levels: Sequence[Level] | None = None,
     negative: Mapping[str, Any] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
+    energies: Mapping[str, Any] | None = None,
     rewards: Mapping[str, Reward] | None = None,
     masks: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
     reference: Tensor | None = None,
-    batching: Batching = "batched",
+    batching: Batching | Parallel = "batched",
     max_batch: int | None = None,
+    checkpoint: bool = False,
     callback: Callable[[Step], None] | None = None,
     progress: bool = False,
     check: bool = True,
     record: bool = True,
     dtype: torch.dtype = torch.float32,
+    run: Run | None = None,
 ) -> Result:
     """Samples from a denoiser under a guide.
 
@@ -127,25 +133,33 @@ def sample(
         seed: Seed of all random draws.
         first: Index of the first sample.
         spacing: How the levels are spread; default: the schedule's own.
+        levels: The levels to walk, noisiest first, instead of a grid of `steps`.
         negative: Negative condition: short for `states={"negative": ...}`.
         states: Further conditions by name, for branches that ask for them. A name that one of
             them lacks keeps the value of `condition`; an empty one asks for nothing.
         models: Further denoisers by name, such as `weak`.
+        energies: Energies by name (`fl.energy`, or functions of a clean estimate), for guides that
+            ask for one by name.
         rewards: Functions from clean samples `(n, ...)` to scores `(n,)`, for samplers that
             choose among samples, such as `steering`.
         masks: Masks by name, for guides that act on a region, in [0, 1]: shaped like one sample,
             or like the batch, sizes of 1 where they do not change.
-        x: Where to start, at the grid's first level, instead of noise.
+        x: Where to start, at the first level, instead of noise.
         reference: Clean samples that the guide refers to, such as the images that are edited;
             as many as are drawn, or one for all.
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
-            branch.
+            branch; `parallel`, or a `Parallel`: branches on the processes of `torch.distributed`,
+            all of which call this with the same arguments.
         max_batch: Most rows in one network call.
+        checkpoint: Whether guides that differentiate the network compute it again, call by call,
+            in the backward pass: with `max_batch` the memory is that of one call's graph.
         callback: Called with a `Step` after each step.
         progress: Whether to show a progress bar.
         check: Whether a NaN or infinity raises, naming branch and step.
         record: Whether the report keeps the norm of each term at each step.
         dtype: `float32`, or `float64`.
+        run: Memory to go on with; its own seed, indices, steps, energies, masks, reference,
+            `check` and `record` count. Default: a fresh one.
 
     Returns:
         A `Result` with `.x`, `.nfe` and `.report`.
@@ -165,7 +179,8 @@ def sample(
     """
     guide = parse(guide)
     rule = get_sampler(sampler)
-    choose("sample", "batching", batching, ("batched", "sequential"))
+    if not isinstance(batching, Parallel):
+        choose("sample", "batching", batching, ("batched", "sequential", "parallel"))
     for name, value in (("steps", steps), ("max_batch", max_batch), ("n", n)):
         absent = value is None and name != "steps"
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -174,6 +189,7 @@ def sample(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"sample: dtype must be torch.float32 or torch.float64, got {dtype}")
     guide.require("continuous")
+    _differentiable(guide)
     given = {"cond": condition or {}, **(states or {})}
     if negative is not None:
         given["negative"] = negative
@@ -183,7 +199,9 @@ def sample(
     conditions = {k: c.expand(size[0]).to(device) for k, c in conditions.items()}
     for given_condition in conditions.values():
         denoiser.check(given_condition)
-    levels = denoiser.schedule.grid(steps, spacing)
+    if levels is None:
+        levels = denoiser.schedule.grid(steps, spacing)
+    check_levels("sample: ", levels)
     like = torch.empty(size, dtype=dtype, device=device)
     if reference is not None:
         if tuple(reference.shape) not in (size, (1, *size[1:])):
@@ -192,37 +210,62 @@ def sample(
                 f"got {tuple(reference.shape)}"
             )
         reference = reference.to(device, dtype).expand(size)
-    run = Run(
-        seed,
-        range(first, first + size[0]),
-        steps,
-        check=check,
-        record=record,
-        masks=fitted(masks or {}, like),
-        reference=reference,
-    )
-    evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
+    if run is None:
+        run = Run(
+            seed,
+            range(first, first + size[0]),
+            len(levels) - 1,
+            check=check,
+            record=record,
+            levels=levels,
+            energies=energies,
+            masks=fitted(masks or {}, like),
+            reference=reference,
+        )
+    options: dict[str, Any] = {"max_batch": max_batch, "checkpoint": checkpoint}
+    if batching == "parallel" or isinstance(batching, Parallel):
+        spread = batching if isinstance(batching, Parallel) else Parallel()
+        evaluator: Evaluator = ParallelEvaluator(
+            denoiser, conditions, models, parallel=spread, **options
+        )
+    else:
+        evaluator = Evaluator(denoiser, conditions, models, batching=batching, **options)
     model = GuidedModel(guide, evaluator, run, rewards)
     model.check()
     rule.check(model)
-    x = levels[0].sigma * run.normal(like, "start") if x is None else x.to(device, dtype)
-    reached = levels[0]
+    if x is None:
+        x = levels[0].sigma * run.normal(like, "start")
+    else:
+        x = x.to(device, dtype)
+        x = x.clone() if x.is_inference() else x
+    reached, began = levels[0], time.perf_counter()
     try:
-        with torch.no_grad(), _bar(progress, steps) as tick:
+        with torch.no_grad(), _bar(progress, len(levels) - 1) as tick:
             for s, t in pairwise(levels):
                 model.begin(s)
-                x = rule.step(model, x, s, t)
+                x = rule.walk(model, x, s, t)
                 reached = t
                 tick()
                 if callback is not None:
                     denoised = model.last.denoise if model.last else x
                     seen = _seen(model)
-                    callback(Step(run.step, steps, t, x, denoised, run.report, *seen))
+                    callback(Step(run.step, run.steps, t, x, denoised, run.report, *seen))
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
         raise Interrupted(_result(x, model, reached)) from None
+    run.report.seconds = time.perf_counter() - began
     return _result(x, model, reached)
+
+
+def _differentiable(guide: Guide) -> None:
+    gradients = [n for n in guide.nodes() if getattr(n, "gradient", False)]
+    if gradients and torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{gradients[0].name}: gradients cannot be taken under torch.inference_mode; call "
+            "fl.sample outside of it, or inside `with torch.inference_mode(False):` (fl.sample "
+            "keeps no graph by itself)"
+        )
 
 
 def _seen(model: GuidedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -239,6 +282,16 @@ def _result(x: Tensor, model: GuidedModel, level: Level) -> Result:
     log_weights = model.carried.get("log_weights")
     weights = None if log_weights is None else shares(log_weights, model.groups)
     return Result(x, nfe, report, model.guide, level, weights)
+
+
+def check_levels(owner: str, levels: Sequence[Level]) -> None:
+    """Refuses levels that a sampler cannot walk."""
+    rises = [b.log_snr > a.log_snr for a, b in pairwise(levels)]
+    if not rises or not all(rises):
+        raise ValueError(
+            f"{owner}levels must be at least two, each less noisy than the one before, got "
+            f"t = {', '.join(f'{level.t:g}' for level in levels)}"
+        )
 
 
 def _shape(

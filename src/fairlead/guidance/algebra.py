@@ -22,6 +22,7 @@ from fairlead.guidance.node import (
     ALL_DOMAINS,
     CONTINUOUS,
     REGISTRY,
+    TOKEN_DOMAINS,
     Node,
     Scale,
     less_one,
@@ -34,6 +35,7 @@ __all__ = [
     "CONTINUOUS",
     "FINITE",
     "REGISTRY",
+    "TOKEN_DOMAINS",
     "Context",
     "Difference",
     "Gains",
@@ -262,6 +264,11 @@ class Term(Node, Guide):
         """The branch that is pushed towards."""
         return COND
 
+    @property
+    def looks(self) -> tuple[Branch, ...]:
+        """Branches that it looks at beside those of its differences."""
+        return ()
+
     def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
         planned = []
         for strength, positive, negative in self.differences_at(ctx):
@@ -320,9 +327,13 @@ class Term(Node, Guide):
             part = part.mul_(weight) if isinstance(weight, float) else part * weight
             update = part if update is None else update.add_(part)
             total = total + magnitude(weight)
-        if update is not None and ctx.run.report.record:
+        if update is not None and ctx.run.report.record and not ctx.renoising:
             ctx.run.report.norm(self.label, update)
         return update, total
+
+    def move(self, x: Tensor, ctx: Context, evaluator: Any) -> Tensor:
+        """The sample moved before a step, for terms that enter themselves in `Plan.moves`."""
+        return x
 
     def nodes(self) -> Iterator[Node]:
         yield self

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser, working_dtype
-from fairlead.guidance.branch import COND, Branch, Capture, Maps
+from fairlead.energy.base import Energy, find
+from fairlead.guidance.branch import COND, Branch, Capture, Maps, Predictions
 from fairlead.guidance.report import Report
 from fairlead.schedules import Level
 
 if TYPE_CHECKING:
-    from fairlead.guidance.algebra import Policy
+    from fairlead.guidance.algebra import Policy, Term
 
 Place = tuple[int, ...]
 """Where a node stands in the tree of a guide."""
@@ -42,9 +43,13 @@ class Run:
         steps: Number of steps, if known.
         check: Whether a NaN or infinity in a prediction raises.
         record: Whether the report keeps the norm of each term at each step.
+        levels: The levels that the sampler walks, `steps + 1` of them, if known.
+        energies: Energies by name, for guides that ask for one.
         masks: Masks by name, for guides that act on a region.
         reference: Clean samples that a guide may refer to, such as the source of an edit,
             `(B, ...)`.
+        streaming: Whether the samples of a batch are at different steps, so that guides may not
+            ask at which.
     """
 
     def __init__(
@@ -55,8 +60,11 @@ class Run:
         *,
         check: bool = True,
         record: bool = True,
+        levels: Sequence[Level] = (),
+        energies: Mapping[str, Any] | None = None,
         masks: Mapping[str, Tensor] | None = None,
         reference: Tensor | None = None,
+        streaming: bool = False,
     ) -> None:
         self.seed = seed
         self.indices = None if indices is None else list(indices)
@@ -64,8 +72,11 @@ class Run:
         self.stage = 0
         self.steps = steps
         self.check = check
+        self.levels = tuple(levels)
+        self.energies = dict(energies or {})
         self.masks = dict(masks or {})
         self.reference = reference
+        self.streaming = streaming
         self.memory: dict[str, Any] = {}
         self.carried: dict[str, Tensor] = {}
         self.report = Report(record)
@@ -76,8 +87,21 @@ class Run:
         self.step += 1
         self.stage = 0
 
+    def energy(self, owner: str, name: str) -> Energy:
+        """An energy that a guide asks for by name.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        return find(owner, name, self.energies)
+
     def drop_history(self) -> None:
         """Makes a multistep solver begin anew, where the prediction has a jump in time."""
+        self.memory.clear()
+
+    def forget(self) -> None:
+        """Empties every slot and the history of multistep solvers."""
+        self._slots.clear()
         self.memory.clear()
 
     def recall(self, key: Any, default: Any) -> Any:
@@ -121,6 +145,16 @@ class Run:
             row.normal_(generator=generator.manual_seed(_mix(self.seed, index, step, tag, count)))
         return noise.to(like)
 
+    def rand(self, like: Tensor, key: str, count: int = 0) -> Tensor:
+        """Uniform numbers in (0, 1) shaped like `like`, in float64, as `normal` draws them."""
+        tag = zlib.crc32(key.encode())
+        drawn = torch.empty(like.shape, dtype=torch.float64)
+        generator = torch.Generator()
+        for row, index in zip(drawn, self._indices(len(like)), strict=True):
+            seed = _mix(self.seed, index, self.step, tag, count)
+            row.uniform_(generator=generator.manual_seed(seed))
+        return drawn.clamp_(min=2.0**-53).to(like.device)
+
     def integers(self, batch: int, high: int, key: str) -> Tensor:
         """One uniform integer in [0, high) a sample, a function of seed, sample, step and key."""
         tag = zlib.crc32(key.encode())
@@ -136,10 +170,29 @@ class Run:
         indices = (-1,) if batch is None else self._indices(batch)
         return [_mix(self.seed, i, self.step, tag, 0) / 2.0**63 for i in indices]
 
+    @property
+    def place(self) -> int:
+        """Index of the step, for guides.
+
+        Raises:
+            ValueError: The samples of the batch are at different steps.
+        """
+        if self.streaming:
+            raise ValueError(
+                "stream: this guide asks at which step it is, and the rows of a stream are at "
+                "different ones; leave out schedules and policies over the course of a run"
+            )
+        return self.step
+
+    def begin_row(self, row: int) -> None:
+        """Makes one sample of the batch a new one: what is remembered of it is zero."""
+        self._slots = {k: (v[0], *_zeroed(v[1:], row)) for k, v in self._slots.items()}
+
     def take(self, index: Tensor) -> None:
         """Makes row `i` of all that is remembered that of sample `index[i]`."""
         self._slots = {k: (v[0], *_rows(v[1:], index)) for k, v in self._slots.items()}
         self.memory = _rows(self.memory, index)
+        self.reference = _rows(self.reference, index)
         self.carried = _rows(self.carried, index)
 
     def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
@@ -159,6 +212,20 @@ def _rows(value: Any, index: Tensor) -> Any:
         return [_rows(v, index) for v in value]
     if isinstance(value, tuple):
         made = [_rows(v, index) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    return value
+
+
+def _zeroed(value: Any, row: int) -> Any:
+    """Every tensor inside with zeros in a row."""
+    if isinstance(value, Tensor):
+        return value.index_fill(0, torch.tensor([row], device=value.device), 0)
+    if isinstance(value, dict):
+        return {k: _zeroed(v, row) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_zeroed(v, row) for v in value]
+    if isinstance(value, tuple):
+        made = [_zeroed(v, row) for v in value]
         return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
     return value
 
@@ -184,19 +251,28 @@ class Plan:
         read: Branches wanted whatever their coefficient: a rule looks at them.
         renoise: The branch that renoises, if not the guided prediction.
         policies: Policies and their places, outermost first.
+        gradients: Weight of each active term that adds the gradient of an energy, and the branch
+            whose prediction it looks at, by place.
+        through: Branches whose prediction is differentiated in `x`.
+        apart: Whether an active term moves the `denoise` end alone.
+        moves: Terms that move the sample before the step, with their places.
         affine: Whether the prediction is affine in the branches.
         captures: What is kept of the attention of branches.
     """
 
     __slots__ = (
         "affine",
+        "apart",
         "base",
         "captures",
         "coefficients",
+        "gradients",
+        "moves",
         "policies",
         "read",
         "renoise",
         "terms",
+        "through",
     )
 
     def __init__(self, base: Branch = COND) -> None:
@@ -206,6 +282,10 @@ class Plan:
         self.read: set[Branch] = set()
         self.renoise: Branch | None = None
         self.policies: list[tuple[Policy, Place]] = []
+        self.gradients: dict[Place, tuple[Weight, Branch]] = {}
+        self.through: set[Branch] = set()
+        self.apart = False
+        self.moves: list[tuple[Term, Place]] = []
         self.affine = True
         self.captures: dict[Branch, list[Capture]] = {}
 
@@ -248,13 +328,16 @@ class Context:
         log_density: Log density of `x` under a branch, `(B,)`; `None` in `fl.combine`.
         place: Where the node that is being asked stands.
         batch: Number of samples.
-        ndim: Number of dimensions of `x`.
+        ndim: Number of dimensions of a prediction.
+        done: Predictions so far, for what depends on them before all are there.
+        renoising: Whether the update that is asked for is that of the `renoise` end.
         conditions: Names of the conditions, where they are known.
         maps: What was kept of the attention of branches at this evaluation.
         given: The condition of a state, for transforms that need another one.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
         offered: Branches and rows that each policy was offered, by place.
+        scratch: What is handed from the evaluation to `Policy.observe`; empty at its start.
     """
 
     def __init__(
@@ -276,7 +359,9 @@ class Context:
         self.denoiser = denoiser
         self._like = like  # where there is no x: a prediction, for dtype and device
         self.batch = batch if x is None else x.shape[0]
-        self.ndim = ndim if x is None else x.ndim
+        # predictions over a vocabulary have one dimension more than the tokens
+        tokens = x is not None and not x.is_floating_point()
+        self.ndim = ndim if x is None else x.ndim + tokens
         self.conditions: frozenset[str] = frozenset()
         self.plan = Plan()
         self.maps: Maps = {}
@@ -284,12 +369,44 @@ class Context:
         self.weight: Weight = 1.0
         self.log_density: Callable[[Branch], Tensor] | None = None
         self.place: Place = ()
+        self.done: Predictions | None = None
+        self.renoising = False
+        self.shifts: dict[Place, Tensor] = {}
+        self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.evaluated: dict[Branch, Tensor | None] = {}
         self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
+        self.scratch: dict[Any, Any] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""
         self.x, self._level, self.start = x, level, start
+
+    def release(self) -> None:
+        """Lets go of what belongs to one evaluation, such as the graph of a prediction."""
+        self.done = None
+        self.shifts.clear()
+        self.graph.clear()
+
+    def pull(self, branch: Branch, cotangent: Tensor) -> Tensor:
+        """`J^T v`, `J` the derivative in `x` of a prediction: one backward through the network.
+
+        Raises:
+            ValueError: The prediction was not evaluated by the network, or has no derivative.
+        """
+        if branch not in self.graph:
+            raise ValueError(
+                f"the guide differentiates the branch {branch.name!r} in x, which needs the "
+                "network: use fl.sample, and no policy that provides this branch"
+            )
+        leaf, prediction = self.graph[branch]
+        if not prediction.requires_grad:
+            raise ValueError(
+                f"the prediction of branch {branch.name!r} has no derivative in x: the network "
+                "must be differentiable, and may not run under torch.no_grad"
+            )
+        self.run.report.backwards += 1
+        (pulled,) = torch.autograd.grad(prediction, leaf, cotangent, retain_graph=True)
+        return pulled
 
     @property
     def level(self) -> Level:
@@ -313,14 +430,25 @@ class Context:
         return self.level.sigma
 
     @property
+    def target(self) -> Level:
+        """The level at which the step ends; this evaluation's own where it is not known."""
+        levels, step = self.run.levels, self.run.step
+        return levels[step + 1] if 0 <= step < len(levels) - 1 else self.level
+
+    @property
     def progress(self) -> float:
         """`i / (N - 1)`: 0 in the first step, 1 in the last."""
-        return self.run.step / max(1, self.run.steps - 1)
+        return self.run.place / max(1, self.run.steps - 1)
 
     @property
     def fraction(self) -> float:
         """`i / N`: the share of the steps that is behind."""
-        return self.run.step / self.run.steps
+        return self.run.place / self.run.steps
+
+    @property
+    def step(self) -> int:
+        """Index of the step, from 0."""
+        return self.run.place
 
     def noise(self, x0: Tensor) -> Tensor:
         """The noise prediction that belongs to a clean estimate."""
@@ -355,6 +483,8 @@ class Context:
             )
         like = self.x if self._like is None else self._like
         dtype = torch.float32 if like is None else working_dtype(like)
+        if like is not None and not like.is_floating_point():
+            dtype = torch.float64  # tokens: log-probabilities are
         device = None if like is None else like.device
         weight = torch.tensor(values, dtype=dtype, device=device)
         return weight.reshape(-1, *[1] * (self.ndim - 1))

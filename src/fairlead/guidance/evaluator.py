@@ -3,20 +3,22 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fairlead.condition import Condition, concatenate
-from fairlead.denoiser import Denoiser
+from fairlead.denoiser import Denoiser, working_dtype
 from fairlead.guidance.branch import Branch, Maps, Predictions
 from fairlead.guidance.context import Context, Run
 from fairlead.guidance.hooks import Span, perturbed
 from fairlead.parameters import nearest
 from fairlead.schedules import Level
 
-Batching = Literal["batched", "sequential"]
+Batching = Literal["batched", "sequential", "parallel"]
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Evaluator:
         models: Further models by name.
         batching: `batched`, or `sequential` for one call a branch.
         max_batch: Most rows in one network call.
+        checkpoint: Whether a prediction that is differentiated is computed again, call by call,
+            in the backward pass, so that the graph of one call is held at a time.
     """
 
     def __init__(
@@ -56,12 +60,14 @@ class Evaluator:
         *,
         batching: Batching = "batched",
         max_batch: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
         self.denoiser = denoiser
         self.states = dict(states)
         self.models = {**denoiser.models, **(models or {})}
         self.batching = batching
         self.max_batch = max_batch
+        self.checkpoint = checkpoint
         self._conditions: dict[Any, Condition] = {}
         self._stacked: dict[tuple[Branch, ...], Condition] = {}
         self._warned: set[str] = set()
@@ -78,25 +84,52 @@ class Evaluator:
             `(B, ...)` for each branch; rows that were not asked for hold the base's.
         """
         stack = self._last_stack
-        if stack is not None and wanted is stack.wanted:
+        if stack is not None and wanted is stack.wanted and not ctx.plan.through:
             return self._again(stack, ctx)
         done: dict[Branch, Tensor] = {}
         ctx.maps = {}
         ctx.given = self.given
+        ctx.done = Predictions(ctx.plan.base, done, ctx.maps)
         left = dict(wanted)
         while left:
             ready = {b: r for b, r in left.items() if all(n in done for n in b.needs)}
             if not ready:
                 missing = next(n.name for b in left for n in b.needs if n not in done)
                 raise ValueError(f"evaluator: a branch needs {missing!r}, which is not evaluated")
-            by_model: dict[str, dict[Branch, Tensor | None]] = {}
-            for branch, rows in ready.items():
-                by_model.setdefault(branch.model, {})[branch] = rows
-            for name, branches in by_model.items():
-                self._predict(self.model(name), branches, done, ctx)
+            self._predict_all(ready, done, ctx)
             left = {b: r for b, r in left.items() if b not in ready}
         self._last_stack = self._plain_stack(wanted, ctx)
         return done
+
+    def _predict_all(
+        self,
+        branches: dict[Branch, Tensor | None],
+        done: dict[Branch, Tensor],
+        ctx: Context,
+    ) -> None:
+        """Predicts branches that need no others, into `done`."""
+        by_model: dict[str, dict[Branch, Tensor | None]] = {}
+        for branch, rows in branches.items():
+            if branch in ctx.plan.through:
+                self._differentiable(branch, done, ctx)
+            else:
+                by_model.setdefault(branch.model, {})[branch] = rows
+        for name, chosen in by_model.items():
+            self._predict(self.model(name), chosen, done, ctx)
+
+    def _differentiable(self, branch: Branch, done: dict[Branch, Tensor], ctx: Context) -> None:
+        """Predicts a branch and keeps the graph from `x` to it in `ctx.graph`."""
+        x = ctx.x
+        assert x is not None
+        leaf = x.detach().to(working_dtype(x)).requires_grad_()
+        ctx.x = leaf
+        try:
+            with torch.enable_grad():
+                self._predict(self.model(branch.model), {branch: None}, done, ctx, graph=True)
+        finally:
+            ctx.x = x
+        ctx.graph[branch] = (leaf, done[branch])
+        done[branch] = done[branch].detach()
 
     def _plain_stack(self, wanted: dict[Branch, Tensor | None], ctx: Context) -> _Stack | None:
         """The calls for these branches, if they will be the same whenever they are asked."""
@@ -111,7 +144,10 @@ class Evaluator:
                 for b, rows in wanted.items()
             )
             or ctx.plan.captures
+            or ctx.plan.through  # a branch that is differentiated has a call of its own
         ):
+            return None
+        if isinstance(ctx.level.t, Tensor):  # a level a sample, to be stacked like the samples
             return None
         models = {b.model for b in wanted}
         conditions = [self.check(b, ctx.run) for b in wanted]
@@ -251,6 +287,8 @@ class Evaluator:
         branches: dict[Branch, Tensor | None],
         done: dict[Branch, Tensor],
         ctx: Context,
+        *,
+        graph: bool = False,
     ) -> None:
         assert ctx.x is not None
         if self.batching == "sequential":
@@ -264,17 +302,19 @@ class Evaluator:
             outputs = [
                 (request, out)
                 for alike in _alike(denoiser, requests)
-                for request, out in zip(alike, self._call(denoiser, alike, ctx), strict=True)
+                for request, out in zip(
+                    alike, self._call(denoiser, alike, ctx, graph=graph), strict=True
+                )
             ]
             for request, predicted in outputs:
-                out, point = predicted, request.branch.point
+                point = request.branch.point
                 if point is not None and point.keeps_noise:
                     out = out + _moved(ctx, request)
                 for change in request.branch.outputs:
                     out = change(out, ctx)
                 if request.rows is not None:
                     base = done.get(ctx.plan.base)
-                    whole = torch.zeros_like(ctx.x, dtype=out.dtype) if base is None else base
+                    whole = out.new_zeros(ctx.batch, *out.shape[1:]) if base is None else base
                     out = whole.index_copy(0, request.rows, out)
                 done[request.branch] = out
 
@@ -290,7 +330,9 @@ class Evaluator:
             x, condition = x[rows], condition.rows(rows)
         return _Request(branch, x, condition, rows)
 
-    def _call(self, denoiser: Denoiser, requests: list[_Request], ctx: Context) -> list[Tensor]:
+    def _call(
+        self, denoiser: Denoiser, requests: list[_Request], ctx: Context, *, graph: bool = False
+    ) -> list[Tensor]:
         if len(requests) == 1:
             x, condition = requests[0].x, requests[0].condition
         else:
@@ -305,10 +347,13 @@ class Evaluator:
                 samples = range(size) if request.rows is None else request.rows.tolist()
                 spans.append(Span(start, samples, request.branch, captures))
             start += size
+        predict = denoiser.predict
+        if graph and self.checkpoint and not spans:  # hooks would be gone when it is repeated
+            predict = partial(checkpoint, denoiser.predict, use_reentrant=False)
         limit = self.max_batch or start
         if start <= limit and not spans:
             ctx.run.report.calls += 1
-            output = denoiser.predict(x, ctx.level, condition)
+            output = predict(x, _rows_of(ctx.level, requests, 0, start), condition)
             return [output] if len(requests) == 1 else list(torch.split(output, sizes))
         parts = []
         for first in range(0, start, limit):
@@ -316,10 +361,10 @@ class Evaluator:
             local = [s for span in spans if (s := span.within(first, last))]
             whole = first == 0 and last == start
             chunk = condition if whole else condition.rows(slice(first, last))
-            level = ctx.level if whole else _rows_of(ctx.level, requests, first, last)
+            level = _rows_of(ctx.level, requests, first, last)
             maps: Maps = {}
             with perturbed(denoiser, local, ctx, last - first, maps):
-                parts.append(denoiser.predict(x if whole else x[first:last], level, chunk))
+                parts.append(predict(x if whole else x[first:last], level, chunk))
             _append(ctx.maps, maps)
             ctx.run.report.calls += 1
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -379,6 +424,8 @@ def _append(maps: Maps, more: Maps) -> None:
 def _rows_of(level: Level, requests: list[_Request], first: int, last: int) -> Level:
     """The level of a span of the stacked rows, where it differs between samples."""
     if not isinstance(level.t, Tensor):
+        return level
+    if len(requests) == 1 and requests[0].rows is None and last - first == len(level.t):
         return level
     index = torch.cat(
         [torch.arange(len(level.t)) if r.rows is None else r.rows.cpu() for r in requests]

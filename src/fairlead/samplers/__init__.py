@@ -15,6 +15,7 @@ from fairlead.samplers.base import (
     register,
     transfer,
 )
+from fairlead.samplers.dc import DC, RatioModel
 from fairlead.samplers.ddim import DDIM
 from fairlead.samplers.ddpm import DDPM
 from fairlead.samplers.dpm import DPMpp1S, DPMpp2M, DPMpp2MSDE, DPMpp2S
@@ -23,11 +24,13 @@ from fairlead.samplers.feynman_kac import FeynmanKac
 from fairlead.samplers.heun import Heun
 from fairlead.samplers.mcmc import MCMC
 from fairlead.samplers.pcg import PCG
+from fairlead.samplers.recurrence import Recurrence
 from fairlead.samplers.steering import Steering
 from fairlead.samplers.svdd import SVDD
 from fairlead.samplers.unipc import UniPC
 
 __all__ = [
+    "DC",
     "DDIM",
     "DDPM",
     "MCMC",
@@ -44,6 +47,8 @@ __all__ = [
     "Heun",
     "Model",
     "Prediction",
+    "RatioModel",
+    "Recurrence",
     "Sampler",
     "Steering",
     "UniPC",

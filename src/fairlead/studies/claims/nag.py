@@ -68,11 +68,11 @@ def draw(guide: str, steps: int) -> Tensor:
     ids=("XP3",),
     claim="Guiding inside attention removes what the negative text names, also in a few steps, "
     "where guiding predictions leaves the range of the data.",
-    setting="two attributes whose log-odds are the output of a cross-attention, exact denoiser; the "
-    "text says 3 and 1, the negative 0 and 3; 2 and 4 DDIM steps, 2000 samples; phi = 0, 2, 4, "
+    setting="two attributes whose log-odds are the output of a cross-attention, exact denoiser; "
+    "the text says 3 and 1, the negative 0 and 3; 2 and 4 DDIM steps, 2000 samples; phi = 0, 2, 4, "
     "8 against CFG with the negative at w = 5",
-    expected="share of the second attribute falls from each phi to the next while that of the first "
-    "stays above 0.9; share of samples beyond 3.2 (4 deviations) of CFG above 0.5, of NAG "
+    expected="share of the second attribute falls from each phi to the next while that of the "
+    "first stays above 0.9; share of samples beyond 3.2 (4 deviations) of CFG above 0.5, of NAG "
     "at phi = 4 no more than at phi = 0, 95 % intervals",
 )
 def attributes() -> Finding:

@@ -60,8 +60,8 @@ class TwoObjects(fl.Denoiser):
 
 def coordinates(x: Tensor) -> Tensor:
     """Both halves along their unit vectors, `(B, 2)`."""
-    halves: Tensor = x.reshape(len(x), 8, 2, 4).sum((1, 3))
-    return halves / PIXELS**0.5
+    halves: Tensor = x.reshape(len(x), 8, 2, 4).sum((1, 3)) / PIXELS**0.5
+    return halves
 
 
 @claim(
