@@ -299,14 +299,12 @@ class Evaluator:
             requests = [self._request(b, rows, done, ctx) for b, rows in group.items()]
             for request in requests:
                 ctx.run.report.count(ctx.batch, request.rows)
-            outputs = [
-                (request, out)
-                for alike in _alike(denoiser, requests)
-                for request, out in zip(
-                    alike, self._call(denoiser, alike, ctx, graph=graph), strict=True
-                )
-            ]
+            outputs: list[tuple[_Request, Tensor]] = []
+            for alike in _alike(denoiser, requests):
+                found = self._call(denoiser, alike, ctx, graph=graph)
+                outputs += zip(alike, found, strict=True)
             for request, predicted in outputs:
+                out = predicted
                 point = request.branch.point
                 if point is not None and point.keeps_noise:
                     out = out + _moved(ctx, request)
