@@ -7,6 +7,3 @@ from fairlead.guidance.weight_schedules.nag import NAG
 from fairlead.guidance.weight_schedules.ramp import Ramp
 
 __all__ = ["CADS", "NAG", "Curve", "DynamicCFG", "Interval", "Ramp"]
-from fairlead.guidance.weight_schedules.oscillating import Oscillating
-
-__all__ = ["CADS", "Curve", "DynamicCFG", "Interval", "Oscillating", "Ramp"]
