@@ -6,7 +6,17 @@
 True
 """
 
-from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead import (
+    adapters,
+    energy,
+    exact,
+    metrics,
+    nulls,
+    prediction,
+    recipes,
+    samplers,
+    schedules,
+)
 from fairlead.adapters import steer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
@@ -64,6 +74,7 @@ __all__ = [
     "metrics",
     "nulls",
     "prediction",
+    "recipes",
     "register",
     "sample",
     "sample_stages",

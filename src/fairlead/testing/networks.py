@@ -31,9 +31,11 @@ class TinyNetwork(UNet):
         self.calls = 0
         self.tamper: Callable[[int, Tensor], Tensor] | None = None
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """The prediction, shaped like `x`."""
+    def forward(self, x: Tensor, t: Tensor, label: Tensor, style: Tensor | None = None) -> Tensor:
+        """The prediction, shaped like `x`; `style`, a number a sample, where it is given."""
         out = super().forward(x, t, label)
+        if style is not None:
+            out = out + torch.sin(style.to(x).reshape(-1, 1, 1, 1) + x)
         self.rows += len(x)
         self.calls += 1
         return out if self.tamper is None else self.tamper(self.calls - 1, out)
@@ -55,12 +57,12 @@ class TinyTextNetwork(TinyNetwork):
         """The cross-attention first, as it acts first."""
         return {"text.0": self.cross.core, **super().attention_layers}
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor, style: Tensor | None = None) -> Tensor:
         """The prediction, shaped like `x`."""
         patches = F.pixel_unshuffle(x, self.patch)
         seen = self.cross(patches.flatten(2).transpose(1, 2), self.tokens(label))
         x = x + F.pixel_shuffle(seen.transpose(1, 2).reshape(patches.shape), self.patch)
-        return super().forward(x, t, x.new_zeros(len(x), self.label.embedding_dim))
+        return super().forward(x, t, x.new_zeros(len(x), self.label.embedding_dim), style)
 
 
 class TextEmbedding(nn.Embedding):
@@ -140,9 +142,9 @@ def tiny_denoiser(
         tiny_network(seed, dtype, text=text),
         schedule,
         prediction,
-        null={"label": 10},
+        null={"label": 10, "style": 0},
         shape=(2, 8, 8),
-        trained=("cond", "null"),
+        trained=("cond", "null", "label", "style"),
         time_embedding="time",
         embeddings={"label": "tokens" if text else "label"},
         choices={"label": 10},

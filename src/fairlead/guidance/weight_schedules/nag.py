@@ -24,8 +24,8 @@ class Beside(Transform):
 
     def __call__(self, condition: Condition, denoiser: Denoiser, ctx: Context) -> Condition:
         assert ctx.given is not None
-        own = denoiser.embed(condition)
-        other = denoiser.embed(ctx.given(self.against).expand(len(next(iter(own.values())))))
+        own = _embedded(condition, denoiser)
+        other = _embedded(ctx.given(self.against).expand(own.batch or 1), denoiser)
         lengths = {n: v.shape[1] for n, v in own.items() if v.is_floating_point() and v.ndim == 3}
         if not lengths:
             raise ValueError(
@@ -44,6 +44,12 @@ class Beside(Transform):
                 )
             joined[name] = torch.cat([value, other[name].to(value)], dim=1)
         return own.replace(**joined)
+
+
+def _embedded(condition: Condition, denoiser: Denoiser) -> Condition:
+    """The condition with those indices embedded that have an embedding."""
+    known = (n for n, v in condition.items() if v.is_floating_point() or n in denoiser.embeddings)
+    return condition.replace(**denoiser.embed(condition.only(*known)).tensors)
 
 
 @dataclass(frozen=True)
