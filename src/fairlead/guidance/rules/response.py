@@ -35,8 +35,8 @@ class Response(Rule):
 
     Example:
         >>> import fairlead as fl
-        >>> str(fl.CFG(5.0) | fl.Response(0.9))
-        'cfg(5.0) | response(0.9)'
+        >>> str(fl.CFG(5.0) | fl.Response(0.8))
+        'cfg(5.0) | response(q=0.8)'
 
     Source:
         Brack, Friedrich, Kornmeier, Tsaban, Schramowski, Kersting, Passos (2023),
