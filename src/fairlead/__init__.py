@@ -16,6 +16,7 @@ from fairlead import (
     recipes,
     samplers,
     schedules,
+    trajectories,
 )
 from fairlead.adapters import as_guider, steer
 from fairlead.condition import Condition
@@ -82,6 +83,7 @@ __all__ = [
     "samplers",
     "schedules",
     "steer",
+    "trajectories",
     "search_ratios",
     *_energy,
     *_policies,
