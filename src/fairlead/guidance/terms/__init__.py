@@ -9,6 +9,7 @@ from fairlead.guidance.terms.icg import ICG
 from fairlead.guidance.terms.multi import Multi
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.terms.perp_neg import PerpNeg
+from fairlead.guidance.terms.safe import Safe
 from fairlead.guidance.terms.sag import SAG
 from fairlead.guidance.terms.seg import SEG
 from fairlead.guidance.terms.slg import SLG
@@ -28,4 +29,5 @@ __all__ = [
     "ConditionMixture",
     "Multi",
     "PerpNeg",
+    "Safe",
 ]
