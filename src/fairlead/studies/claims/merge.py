@@ -31,7 +31,7 @@ def spent(importance: Tensor, generator: torch.Generator) -> Tensor:
     "map; by counting 12 (12/28) (8/12) = 3.43 of the 12, and 12 (44/64) = 8.25",
 )
 def planted() -> Finding:
-    """Both numbers agree, and the first is the smaller: 36 tokens lie outside the pool, 8 inside go."""
+    """Both numbers agree, and the first is less; 36 tokens lie outside the pool, 8 inside go."""
     generator = torch.Generator().manual_seed(0)
     known = (torch.arange(TOKENS) < PLANTED).float().expand(TRIALS, -1)
     random = torch.rand(TRIALS, TOKENS, generator=generator)
