@@ -17,7 +17,7 @@ from fairlead import (
     samplers,
     schedules,
 )
-from fairlead.adapters import steer
+from fairlead.adapters import as_guider, steer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear, search_ratios
@@ -65,6 +65,7 @@ __all__ = [
     "Term",
     "TextError",
     "adapters",
+    "as_guider",
     "combine",
     "energy",
     "exact",

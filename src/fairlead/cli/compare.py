@@ -15,13 +15,24 @@ from fairlead.cli.common import (
     Precision,
     Sampler,
     Seed,
-    Steps,
     arguments,
     bar,
     command,
     fail,
     print_json,
     stderr,
+)
+from fairlead.cli.pipelines import (
+    Height,
+    Image,
+    Mask,
+    Negative,
+    Prompts,
+    States,
+    Width,
+    inputs,
+    load,
+    states_of,
 )
 
 SHOWN = ("fd", "accuracy", "diversity", "saturation")
@@ -31,8 +42,13 @@ SHOWN = ("fd", "accuracy", "diversity", "saturation")
 def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder for results, plots and samples.")],
     model: Annotated[
-        str, typer.Option("--model", help="A shipped model, or a .safetensors file.")
-    ] = "cifar10",
+        str | None,
+        typer.Option("--model", help="A shipped model, or a .safetensors file; default cifar10."),
+    ] = None,
+    pipeline: Annotated[
+        Path | None,
+        typer.Option("--pipeline", help="Folder of a diffusers pipeline, instead of a model."),
+    ] = None,
     guide: Annotated[
         list[str] | None, typer.Option("--guide", help="A guide; repeat for more.")
     ] = None,
@@ -44,15 +60,33 @@ def compare(
         ),
     ] = None,
     scale: Annotated[
-        list[float] | None, typer.Option("--scale", help="A scale of the preset; repeat for more.")
+        list[float] | None,
+        typer.Option(
+            "--scale",
+            help="A scale of the preset, or what {w} in a guide becomes; repeat for more.",
+        ),
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--n", help="Samples a guide, classes balanced.")] = 500,
-    steps: Steps = 18,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--n", help="Samples a guide, default 500; of a pipeline: pictures a prompt, 1."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Steps; default 18, or the pipeline's own.")
+    ] = None,
     sampler: Sampler = "heun",
     seed: Seed = 0,
     chunk: Annotated[
         int, typer.Option("--chunk", help="Samples between two files; a kill loses no more.")
     ] = 50,
+    prompt: Prompts = None,
+    negative: Negative = None,
+    state: States = None,
+    image: Image = None,
+    mask: Mask = None,
+    height: Height = None,
+    width: Width = None,
     precision: Precision = "float32",
     device: Device = None,
     json: Json = False,
@@ -62,9 +96,39 @@ def compare(
     `--preset` compares every method of a kind over the scale, with CFG and no guidance, and joins
     the points of a method.
 
-    Writes compare.md, compare.json, compare.parquet, pareto.png and grid.png. A run that was
-    stopped goes on when the same command is given again; samples and guides can be added.
+    With --model it writes compare.md, compare.json, compare.parquet, pareto.png and grid.png. A
+    run that was stopped goes on when the same command is given again; samples and guides can be
+    added. With --pipeline it writes pictures for each --prompt, guide and scale, their grid, and
+    what they cost; only safetensors are read, and nothing is downloaded.
     """
+    if pipeline is not None:
+        if model is not None:
+            raise ValueError("compare: give either --model or --pipeline")
+        if preset or not guide:
+            raise ValueError("compare: name guides for a pipeline with --guide")
+        if not prompt:
+            raise ValueError("compare: a pipeline wants at least one --prompt")
+        arguments_of = {"num_inference_steps": steps, "height": height, "width": width}
+        given = inputs(image, mask, negative, **arguments_of)
+        _pipeline(
+            load(pipeline, device, precision),
+            guide,
+            prompt,
+            out,
+            scales=scale or (),
+            n=1 if n is None else n,
+            seed=seed,
+            given=given,
+            states=states_of(state),
+            json=json,
+        )
+        return
+    for option, value in (("--prompt", prompt), ("--state", state), ("--negative", negative)):
+        if value:
+            raise ValueError(f"compare: {option} goes with --pipeline, not with --model")
+    model = "cifar10" if model is None else model
+    n = 500 if n is None else n
+    steps = 18 if steps is None else steps
     from fairlead.studies import presets
     from fairlead.studies.compare import compare as run
     from fairlead.studies.files import Samples
@@ -119,4 +183,41 @@ def compare(
     features = found.settings["features"]
     console.print(Text(f"in the space of the {features}; 95 % intervals"), soft_wrap=True)
     names = ", ".join(str(out / f) for f in ("compare.md", "pareto.png", "grid.png"))
+    console.print(Text(f"wrote {names}"), soft_wrap=True)
+
+
+def _pipeline(
+    pipe: Any,
+    guides: list[str],
+    prompts: list[str],
+    out: Path,
+    *,
+    given: dict[str, Any],
+    json: bool,
+    **options: Any,
+) -> None:
+    """Pictures of a pipeline under several guides."""
+    from dataclasses import asdict
+
+    from fairlead.studies.pictures import compare_pictures, grouped
+
+    with arguments(), bar() as update:
+        shots = compare_pictures(
+            pipe, guides, prompts, out, arguments=given, progress=update, **options
+        )
+    if json:
+        print_json([asdict(shot) for shot in shots])
+        return
+    table = Table(Column("guide", overflow="fold"), "scale", "NFE", "s", "saturation", "moved")
+    for group in grouped(shots):
+        first = group[0]
+        means = [
+            sum(getattr(s, name) for s in group) / len(group)
+            for name in ("nfe", "seconds", "saturation", "moved")
+        ]
+        scale = "" if first.scale is None else f"{first.scale:g}"
+        table.add_row(*(Text(c) for c in (first.guide, scale, *(f"{m:.3g}" for m in means))))
+    console = Console()
+    console.print(table)
+    names = ", ".join(str(out / f) for f in ("grid.png", "compare.md", "compare.json"))
     console.print(Text(f"wrote {names}"), soft_wrap=True)
