@@ -114,5 +114,5 @@ def test_weight_that_differs_between_places_is_no_switch():
     """Under a mask the weight is a map: the null still renoises."""
     from fairlead.testing.checks import MASKS, draw
 
-    out = draw(fl.guide("cfgpp(0.6) | region('left')"), masks=MASKS)
+    out = draw(fl.guide("cfgpp(0.6) | region('left')"), tiny_denoiser(), masks=MASKS)
     assert out.x.isfinite().all()
