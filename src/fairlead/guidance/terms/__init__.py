@@ -4,6 +4,7 @@ from fairlead.guidance.terms.autoguidance import Autoguidance
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.guidance.terms.cfgpp import CFGpp
 from fairlead.guidance.terms.condition_mixture import ConditionMixture
+from fairlead.guidance.terms.contrastive import Contrastive, DExperts
 from fairlead.guidance.terms.icg import ICG
 from fairlead.guidance.terms.multi import Multi
 from fairlead.guidance.terms.pag import PAG
@@ -18,6 +19,8 @@ __all__ = [
     "Autoguidance",
     "CFGpp",
     "ConditionMixture",
+    "Contrastive",
+    "DExperts",
     "Multi",
     "PerpNeg",
 ]
