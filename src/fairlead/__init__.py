@@ -17,7 +17,7 @@ from fairlead import (
     samplers,
     schedules,
 )
-from fairlead.adapters import steer
+from fairlead.adapters import as_guider, steer
 from fairlead.autoregressive import Generated, GuidanceProcessor, generate
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
@@ -68,6 +68,7 @@ __all__ = [
     "Term",
     "TextError",
     "adapters",
+    "as_guider",
     "combine",
     "energy",
     "exact",

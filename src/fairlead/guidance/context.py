@@ -372,7 +372,7 @@ class Context:
         self.place: Place = ()
         self.done: Predictions | None = None
         self.renoising = False
-        self.shifts: dict[Place, Tensor] = {}
+        self.memo: dict[Any, Tensor] = {}
         self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.evaluated: dict[Branch, Tensor | None] = {}
         self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
@@ -385,7 +385,7 @@ class Context:
     def release(self) -> None:
         """Lets go of what belongs to one evaluation, such as the graph of a prediction."""
         self.done = None
-        self.shifts.clear()
+        self.memo.clear()
         self.graph.clear()
 
     def pull(self, branch: Branch, cotangent: Tensor) -> Tensor:
