@@ -41,10 +41,10 @@ def encode(owner: str, prompts: Prompts, tokenizer: Any, device: Any) -> list[Te
     else:
         rows = [torch.as_tensor(p) for p in prompts]
     for i, row in enumerate(rows):
+        if not row.numel():
+            raise ValueError(f"{owner}: prompt {i} has no token")
         if row.is_floating_point() or row.ndim != 1:
             raise TypeError(f"{owner}: prompt {i} must be text or whole numbers, one a token")
-        if not len(row):
-            raise ValueError(f"{owner}: prompt {i} has no token")
     return [row.to(device).long() for row in rows]
 
 
