@@ -8,6 +8,8 @@ from fairlead.guidance.rules.match_statistics import MatchStatistics
 from fairlead.guidance.rules.plausible import Nucleus, Plausible
 from fairlead.guidance.rules.renorm import Renorm
 from fairlead.guidance.rules.rescale import Rescale
+from fairlead.guidance.rules.response import Response
+from fairlead.guidance.rules.scfg import SCFG
 from fairlead.guidance.rules.skim import Skim
 from fairlead.guidance.rules.tangential import Tangential
 from fairlead.guidance.rules.threshold import Threshold
@@ -15,6 +17,7 @@ from fairlead.guidance.rules.zero_star import CFGZeroStar
 
 __all__ = [
     "APG",
+    "SCFG",
     "Bands",
     "CFGZeroStar",
     "Frequency",
@@ -24,6 +27,7 @@ __all__ = [
     "Plausible",
     "Renorm",
     "Rescale",
+    "Response",
     "Skim",
     "Tangential",
     "Threshold",
