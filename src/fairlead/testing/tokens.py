@@ -45,7 +45,7 @@ def tokens(subject: Subject) -> None:
     torch.testing.assert_close(out, torch.cat(single))
     shifted = {name: value + i for i, (name, value) in enumerate(given.items())}
     again = combine(subject.guide, shifted, domain="logprob")
-    torch.testing.assert_close(again, out, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(again.exp(), out.exp(), rtol=1e-9, atol=1e-9)
     neutral = type(subject.method).neutral if subject.node is not None else None
     if neutral is not None:
         text = f"{subject.method.name}({neutral})"
