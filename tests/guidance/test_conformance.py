@@ -10,6 +10,13 @@ from fairlead.testing import CHECKS, check_guide
 from fairlead.testing.checks import outside
 
 EXPECTED = {
+    "nag": {
+        "strength_zero": "it changes the attention of the base itself, at every weight",
+    },
+    "scfg": {
+        "two_memories": "attention maps come from a network, not from given predictions",
+        "compile": "attention maps come from a network, not from given predictions",
+    },
     "branch_threshold": {"strength_zero": "it clips the base itself, at every weight"},
     "condition_mixture": {
         "nfe": "two evaluations while the coin decides, four where all weights count",
@@ -67,13 +74,15 @@ ALLOWED = {
 
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_conforms_at_its_example(name):
-    check_guide(REGISTRY[name], only=QUICK, expected_failures=EXPECTED.get(name))
+    expected = {c: why for c, why in EXPECTED.get(name, {}).items() if c in QUICK}
+    check_guide(REGISTRY[name], only=QUICK, expected_failures=expected)
 
 
 @pytest.mark.parametrize("name", list(REGISTRY))
 @pytest.mark.slow
 def test_combine_is_one_graph(name):
-    check_guide(REGISTRY[name], only=["compile"])
+    expected = {c: why for c, why in EXPECTED.get(name, {}).items() if c == "compile"}
+    check_guide(REGISTRY[name], only=["compile"], expected_failures=expected)
 
 
 @pytest.mark.parametrize("guide", VARIANTS, ids=str)
