@@ -19,6 +19,7 @@ from fairlead import (
     trajectories,
 )
 from fairlead.adapters import as_guider, steer
+from fairlead.autoregressive import Generated, GuidanceProcessor, generate
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear, search_ratios
@@ -51,6 +52,8 @@ __all__ = [
     "Condition",
     "Context",
     "Denoiser",
+    "Generated",
+    "GuidanceProcessor",
     "Guide",
     "Interrupted",
     "Parallel",
@@ -71,6 +74,7 @@ __all__ = [
     "energy",
     "exact",
     "fit_linear",
+    "generate",
     "guide",
     "load",
     "metrics",
