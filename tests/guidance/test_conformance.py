@@ -20,7 +20,6 @@ EXPECTED = {
     "branch_threshold": {"strength_zero": "it clips the base itself, at every weight"},
     "condition_mixture": {
         "nfe": "two evaluations while the coin decides, four where all weights count",
-        "branch_sharing": "the base is dropped where the coin leaves it out",
     },
     "cads": {
         "strength_zero": "it noises the condition of the base itself, at every weight",
