@@ -6,8 +6,8 @@ shipped classifier, and solves inverse problems on test images; it writes `energ
 independent judge and its features, since features of the judge that guided would flatter it.
 """
 
+import argparse
 import csv
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +26,6 @@ from fairlead.models import zoo
 from fairlead.training.data import cifar10
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-QUICK = DEVICE == "cpu"  # only whether it runs
-N, STEPS = (20, 3) if QUICK else (500, 50)
-PROBLEMS, SOLVE_STEPS = (2, 3) if QUICK else (64, 100)
 NOISE = 0.02
 
 
@@ -44,7 +41,7 @@ def independent(seconds: float) -> networks.Classifier:
     while (passed := time.perf_counter() - began) < seconds:
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, step / 100) * max(0.02, 1 - passed / seconds)
-        index = torch.randint(len(x), (8 if QUICK else 256,), device=DEVICE)
+        index = torch.randint(len(x), (256,), device=DEVICE)
         batch = x[index]
         dx, dy = torch.randint(0, 9, (2,)).tolist()
         batch = F.pad(batch, (4, 4, 4, 4), mode="reflect")[..., dy : dy + 32, dx : dx + 32]
@@ -58,7 +55,7 @@ def independent(seconds: float) -> networks.Classifier:
         step += 1
     network.eval().requires_grad_(False)
     test = cifar10("test")
-    tx, ty = test.batch(torch.arange(QUICK * 20 or len(test)))
+    tx, ty = test.batch(torch.arange(len(test)))
     parts = [network(p.to(DEVICE)).argmax(1).cpu() for p in tx.split(500)]
     print(
         f"independent judge: {step} steps, accuracy {(torch.cat(parts) == ty).float().mean():.3f}"
@@ -66,15 +63,15 @@ def independent(seconds: float) -> networks.Classifier:
     return network
 
 
-def classes(judge: networks.Classifier, out: Path) -> None:
+def classes(judge: networks.Classifier, out: Path, n: int, steps: int) -> None:
     """Class guidance of the unconditional model by the shipped classifier."""
     d = fl.load("cifar10", device=DEVICE)
     own = zoo.classifier("cifar10").to(DEVICE)
-    labels = torch.arange(N) % 10
+    labels = torch.arange(n) % 10
     given = Classifier(own, labels)
     guiding, other = Classifier(own, labels), Classifier(judge, labels)
     images = cifar10("train")
-    x, _ = images.batch(torch.arange(min(len(images), 60 if QUICK else 10_000)))
+    x, _ = images.batch(torch.arange(min(len(images), 10_000)))
     features = torch.cat([judge.features(p.to(DEVICE)).cpu() for p in x.split(500)])
     mean, cov = moments(features)
     eta = "ddim(eta=1.0)"
@@ -113,9 +110,9 @@ def classes(judge: networks.Classifier, out: Path) -> None:
     head = ["guide", "success by the guiding judge", "success by another judge", "gap", "FD"]
     rows: list[list[Any]] = [[*head, "NFE", "backwards", "gradients", "seconds"]]
     for name, guide, sampler in tries:
-        label = labels if "cfg" in name else torch.full((N,), 10)
+        label = labels if "cfg" in name else torch.full((n,), 10)
         result = fl.sample(
-            d, {"label": label}, guide=guide, sampler=sampler, steps=STEPS, check=False,
+            d, {"label": label}, guide=guide, sampler=sampler, steps=steps, check=False,
             record=False,
         )  # fmt: skip
         x = result.x.clamp(-1, 1).nan_to_num()
@@ -139,10 +136,11 @@ def classes(judge: networks.Classifier, out: Path) -> None:
         save(out / "energy_classes.csv", rows)
 
 
-def inverse(judge: networks.Classifier, out: Path) -> None:
+def inverse(out: Path, n: int, steps: int, few: bool) -> None:
     """Inpainting, 4x super-resolution and deblurring of test images."""
+    judge = zoo.classifier("cifar10").to(DEVICE)
     d = fl.load("cifar10", device=DEVICE)
-    truth = cifar10("test").batch(torch.arange(PROBLEMS))[0].to(DEVICE)
+    truth = cifar10("test").batch(torch.arange(n))[0].to(DEVICE)
     hole = torch.ones(32, 32, dtype=torch.bool)
     hole[8:24, 8:24] = False
     problems: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -178,12 +176,14 @@ def inverse(judge: networks.Classifier, out: Path) -> None:
             ("dreamguider", fl.Dreamguider(length), "ddpm"),
             ("ugd(20)", fl.UGD(square, 20.0), eta),
         ]
+        if few:
+            tries = [tries[i] for i in (1, 3, 5, 7)]
         rows.append([problem, "the measurement itself", *quality(seen, truth, judge), 0, 0, 0, "0"])
         best: dict[str, tuple[float, Tensor]] = {}
         for name, guide, sampler in tries:
             result = fl.sample(
-                d, {"label": torch.full((PROBLEMS,), 10)}, guide=guide, sampler=sampler,
-                steps=SOLVE_STEPS, check=False, record=False,
+                d, {"label": torch.full((n,), 10)}, guide=guide, sampler=sampler,
+                steps=steps, check=False, record=False,
             )  # fmt: skip
             x = result.x.clamp(-1, 1).nan_to_num()
             found = quality(x, truth, judge)
@@ -207,7 +207,7 @@ def known(y: Tensor, hole: Tensor) -> Tensor:
 
 
 def quality(x: Tensor, truth: Tensor, judge: networks.Classifier) -> list[str]:
-    """Mean PSNR in dB, and mean distance of the independent judge's features."""
+    """Mean PSNR in dB, and mean distance of a classifier's features."""
     error = (x - truth).square().mean((1, 2, 3))
     with torch.no_grad():
         far = (judge.features(x) - judge.features(truth)).norm(dim=1).mean().item()
@@ -233,10 +233,19 @@ def save_grid(path: Path, pictures: list[Tensor]) -> None:
 
 
 def main() -> None:
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "docs")
-    judge = independent(2 if QUICK else 70)
-    inverse(judge, out)
-    classes(judge, out)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, nargs="?", default=Path("docs"))
+    parser.add_argument("--only", choices=["inverse", "classes"])
+    parser.add_argument("--images", type=int, default=64, help="test images of inverse problems")
+    parser.add_argument("--samples", type=int, default=500, help="samples of each class guide")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--train", type=float, default=120, help="seconds for another judge")
+    parser.add_argument("--few", action="store_true", help="four guides for inverse problems")
+    options = parser.parse_args()
+    if options.only != "classes":
+        inverse(options.out, options.images, options.steps, options.few)
+    if options.only != "inverse":
+        classes(independent(options.train), options.out, options.samples, options.steps)
 
 
 if __name__ == "__main__":
