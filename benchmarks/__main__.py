@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import torch
 
-from benchmarks import framework, network
+from benchmarks import framework, network, steer
 
 
 def main() -> None:
@@ -16,10 +16,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # stubbed steps have nothing to share between threads
     rows = {f"(a) {k} / diffusers guider": v for k, v in framework.rows().items()}
+    rows |= {f"(d) {k}, cfg(4) / its own guidance": v for k, v in steer.steps().items()}
     torch.set_num_threads(options.threads)
     rows["(b) cfg step of a DiT / raw network on 16 rows"] = network.guided_step()
     together, difference = network.one_batch()
     rows[f"(c) one batch of 8 / 8 batches (largest difference {difference:.1e})"] = together
+    rows |= {f"(e) {k} / guider": v for k, v in steer.on_gpu().items()}
     if options.json:
         print(json.dumps({k: asdict(v) for k, v in rows.items()}, indent=1))
         return
