@@ -1,7 +1,7 @@
-"""(d) and (e): a pipeline of diffusers steered by a guide, against the pipeline's own guidance.
+"""(f) and (g): a pipeline of diffusers steered by a guide, against the pipeline's own guidance.
 
-(d) What a step costs beyond its network, which is a stub: the slope of the CPU time of whole calls
-over the number of steps. (e) Steps a second of CFG with one perturbed branch on a transformer of
+(f) What a step costs beyond its network, which is a stub: the slope of the CPU time of whole calls
+over the number of steps. (g) Steps a second of CFG with one perturbed branch on a transformer of
 some 500 M parameters, in bfloat16 on a GPU: all branches in one batch, against a guider of
 diffusers driven by hand, one branch after another.
 """
@@ -21,7 +21,7 @@ PIPELINES = ("sd", "sdxl", "sd3", "flux", "pixart_alpha", "wan")
 
 
 def steps(names: tuple[str, ...] = PIPELINES, *, repeats: int = 15) -> dict[str, Ratio]:
-    """(d) for tiny pipelines by name, in microseconds a step."""
+    """(f) for tiny pipelines by name, in microseconds a step."""
     from fairlead.testing.pipelines import PIPELINES as RECIPES
     from fairlead.testing.pipelines import tiny_pipeline
 
@@ -107,7 +107,7 @@ def transformer(device: str, layers: int = 13, heads: int = 16) -> Any:
 
 
 def on_gpu(batches: tuple[int, ...] = (1, 4)) -> dict[str, Ratio]:
-    """(e) by batch size, in microseconds a step; nothing without a GPU."""
+    """(g) by batch size, in microseconds a step; nothing without a GPU."""
     if not torch.cuda.is_available():
         return {}
     network, found = transformer("cuda"), {}
