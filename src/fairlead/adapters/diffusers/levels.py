@@ -104,7 +104,7 @@ class Levels:
     def at(self, time: Any, index: int | None = None) -> Scale:
         """The level of a network call, from its time or the scheduler's place."""
         if self.kind == "cumulative":
-            t = float(time.flatten()[0]) if isinstance(time, Tensor) else float(time)
+            t = number(time)
             return self._of_alpha(self._alpha(round(t)), t + 1)
         return self.of_sigma(self.sigma(self.index() if index is None else index))
 
@@ -113,7 +113,7 @@ class Levels:
         if self.kind != "cumulative":
             return self.of_sigma(self.sigma(self.index() + 1))
         scheduler = self.scheduler
-        t = round(float(time.flatten()[0]) if isinstance(time, Tensor) else float(time))
+        t = round(number(time))
         if hasattr(scheduler, "previous_timestep"):
             later = int(scheduler.previous_timestep(t))
         elif getattr(scheduler, "step_index", None) is not None:  # steps that it lists
@@ -160,6 +160,13 @@ class Levels:
             return level.sigma * self.sigma_data / math.hypot(level.sigma, self.sigma_data)
         factor = direction_scale(level.alpha, level.sigma, self.prediction)
         return abs(1.0 / float(factor)) if factor else math.inf
+
+
+def number(time: Any) -> float:
+    """The time of a call, of which all samples share one."""
+    if isinstance(time, Tensor) and time.numel() > 1:
+        time = time.flatten()[0]
+    return float(time)
 
 
 def _is_scaled(scheduler: Any) -> bool:

@@ -16,7 +16,7 @@ from fairlead.adapters.diffusers.evaluator import (
     PipelineEvaluator,
 )
 from fairlead.adapters.diffusers.layouts import Layout
-from fairlead.adapters.diffusers.levels import Levels, Scale
+from fairlead.adapters.diffusers.levels import Levels, Scale, number
 from fairlead.adapters.diffusers.masks import fit
 from fairlead.adapters.diffusers.patch import Handler
 from fairlead.adapters.diffusers.probe import Reading
@@ -236,8 +236,7 @@ class Session:
             return 1
         if self.levels is not None and self.levels.kind != "cumulative":
             return max(1, len(times) - self.levels.index())
-        now = float(self.time.flatten()[0]) if isinstance(self.time, Tensor) else float(self.time)
-        values = times.tolist()
+        now, values = number(self.time), times.tolist()
         return len(values) - (values.index(now) if now in values else 0)
 
     def _scale(self) -> Scale:
@@ -355,11 +354,12 @@ class Session:
 
         def fast(inner: inputs.Inner, args: Any, kwargs: Any) -> Any:
             output = inner(*args, **kwargs)
-            a, b = inputs.prediction(output).chunk(2)
+            bare = type(output) is tuple
+            a, b = (output[0] if bare else inputs.prediction(output)).chunk(2)
             made, norm = plain(b, a) if null_first else plain(a, b)
             note(args, kwargs, norm, 1)
             both = torch.cat((made, made))
-            return (both,) if type(output) is tuple else inputs.replaced(output, both)
+            return (both,) if bare else inputs.replaced(output, both)
 
         return fast
 
