@@ -73,6 +73,14 @@ class Levels:
         self.prediction: PredictionType = kind
         self._sigmas: tuple[Any, list[float]] | None = None
         self._cumulative: list[float] | None = None
+        self._begin: int | None = None
+
+    def freeze(self) -> None:
+        """Keeps the levels of a call that has ended, whatever the scheduler does next."""
+        if self.has_sigmas:
+            self.sigma(0)
+        begin = getattr(self.scheduler, "begin_index", None)
+        self._begin = 0 if begin is None else int(begin)
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -84,7 +92,9 @@ class Levels:
         return DiscreteVP(self.scheduler.betas.clamp(max=1.0))
 
     def index(self) -> int:
-        """The scheduler's place in its list of levels."""
+        """The scheduler's place in its list of levels; once frozen, that of the first step."""
+        if self._begin is not None:
+            return self._begin
         at = getattr(self.scheduler, "step_index", None)
         if at is None:
             at = getattr(self.scheduler, "begin_index", None)
@@ -92,6 +102,8 @@ class Levels:
 
     def sigma(self, index: int) -> float:
         """`sigma` at a place, 0 past the end."""
+        if self._begin is not None and self._sigmas is not None:
+            return self._sigmas[1][index]
         table = self.scheduler.sigmas
         between = getattr(self.scheduler, "sigmas_interpol", None)
         if between is not None and not self.scheduler.state_in_first_order:

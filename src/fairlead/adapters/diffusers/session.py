@@ -339,7 +339,8 @@ class Session:
         slots = self.layout.slots
         if set(slots) != {"cond", "null"} or self.setting.batching == "batched":
             return
-        if not isinstance(inputs.sample(native.bound), Tensor):
+        between = hasattr(self.setting.pipe.scheduler, "sigmas_interpol")  # levels off its list
+        if between or not isinstance(inputs.sample(native.bound), Tensor):
             return
         if self.layout.kind == "rows":
             if self.setting.batching == "auto":
@@ -398,6 +399,11 @@ class Session:
 
         return note
 
+    def read(self) -> Report:
+        """The log, with all that was noted."""
+        self.flush()
+        return self.report
+
     def flush(self) -> None:
         """Writes down the steps that were only noted, and lengths in x0."""
         if self.pending:
@@ -432,9 +438,12 @@ class Session:
     def _level_of(self, time: Any, index: int | None) -> Level:
         if self.levels is None:
             return Level(math.nan, math.nan, math.nan)
-        if index is None:
-            index = getattr(self.setting.pipe.scheduler, "begin_index", None) or 0
         return self.levels.at(time, index).level
+
+    def end(self) -> None:
+        """Keeps what the log needs of the scheduler, when a call ends in whichever way."""
+        if self.levels is not None:
+            self.levels.freeze()
 
     def close(self) -> None:
         """Ends a call that went through.
@@ -442,12 +451,13 @@ class Session:
         Raises:
             FloatingPointError: A term was NaN or infinite; names the step.
         """
-        self.flush()
         if not self.setting.check:
             return
         every = [v for entry in self.report.entries for v in entry.norms.values()]
+        every += [norm for _, _, norm, _ in self.pending if norm is not None]
         if not every or bool(torch.stack(every).isfinite().all()):
             return
+        self.flush()
         for entry in self.report.entries:
             bad = [k for k, v in entry.norms.items() if not math.isfinite(float(v))]
             if bad:
