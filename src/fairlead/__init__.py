@@ -18,6 +18,7 @@ from fairlead import (
     schedules,
 )
 from fairlead.adapters import as_guider, steer
+from fairlead.autoregressive import Generated, GuidanceProcessor, generate
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear, search_ratios
@@ -50,6 +51,8 @@ __all__ = [
     "Condition",
     "Context",
     "Denoiser",
+    "Generated",
+    "GuidanceProcessor",
     "Guide",
     "Interrupted",
     "Parallel",
@@ -70,6 +73,7 @@ __all__ = [
     "energy",
     "exact",
     "fit_linear",
+    "generate",
     "guide",
     "load",
     "metrics",

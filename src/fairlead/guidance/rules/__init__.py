@@ -5,6 +5,7 @@ from fairlead.guidance.rules.bands import Bands
 from fairlead.guidance.rules.frequency import Frequency
 from fairlead.guidance.rules.magnitude import Magnitude
 from fairlead.guidance.rules.match_statistics import MatchStatistics
+from fairlead.guidance.rules.plausible import Nucleus, Plausible
 from fairlead.guidance.rules.renorm import Renorm
 from fairlead.guidance.rules.rescale import Rescale
 from fairlead.guidance.rules.response import Response
@@ -22,6 +23,8 @@ __all__ = [
     "Frequency",
     "Magnitude",
     "MatchStatistics",
+    "Nucleus",
+    "Plausible",
     "Renorm",
     "Rescale",
     "Response",

@@ -5,6 +5,7 @@ from fairlead.guidance.terms.blur import BlurGuidance
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.guidance.terms.cfgpp import CFGpp
 from fairlead.guidance.terms.condition_mixture import ConditionMixture
+from fairlead.guidance.terms.contrastive import Contrastive, DExperts
 from fairlead.guidance.terms.icg import ICG
 from fairlead.guidance.terms.multi import Multi
 from fairlead.guidance.terms.pag import PAG
@@ -27,6 +28,8 @@ __all__ = [
     "BlurGuidance",
     "CFGpp",
     "ConditionMixture",
+    "Contrastive",
+    "DExperts",
     "Multi",
     "PerpNeg",
     "Safe",
