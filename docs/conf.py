@@ -43,9 +43,15 @@ python_use_unqualified_type_names = True
 
 # Other projects' names are not resolved: that would need the network. Ours must be.
 nitpick_ignore_regex = [("py:.*", r"(torch|collections|typing|numpy|os|pathlib)(\..*)?")]
-# a name of torch where annotations are not evaluated, and a type variable
+# a name of torch where annotations are not evaluated, and type variables
 nitpick_ignore = [
-    ("py:class", name) for name in ("Tensor", "FairleadGuider", "fairlead.samplers.base.S")
+    ("py:class", name)
+    for name in (
+        "Tensor",
+        "fairlead.samplers.base.S",
+        "fairlead.energy.base.E",
+        "fairlead.energy.base.J",
+    )
 ]
 
 
