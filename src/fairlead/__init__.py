@@ -6,7 +6,17 @@
 True
 """
 
-from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead import (
+    adapters,
+    discrete,
+    energy,
+    exact,
+    metrics,
+    nulls,
+    prediction,
+    samplers,
+    schedules,
+)
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear
@@ -50,6 +60,7 @@ __all__ = [
     "TextError",
     "adapters",
     "combine",
+    "discrete",
     "energy",
     "exact",
     "fit_linear",

@@ -17,10 +17,12 @@ from fairlead.exact.recursions import (
     t1_levels,
 )
 from fairlead.exact.tilted import TiltedDensity, Weighted, tilted_samples
+from fairlead.exact.tokens import GOLDEN, TokenTable, golden_tokens, token_law
 from fairlead.exact.tree import Tree, fractal_tree
 from fairlead.metrics.bootstrap import Estimate
 
 __all__ = [
+    "GOLDEN",
     "Distribution",
     "Estimate",
     "ExactDenoiser",
@@ -29,6 +31,7 @@ __all__ = [
     "LabelledDenoiser",
     "LabelledMixture",
     "TiltedDensity",
+    "TokenTable",
     "Tree",
     "Weighted",
     "covered",
@@ -38,6 +41,7 @@ __all__ = [
     "euler_ode_variance",
     "euler_sde_variance",
     "fractal_tree",
+    "golden_tokens",
     "group_shares",
     "mmd",
     "mode_kl",
@@ -46,4 +50,5 @@ __all__ = [
     "sliced_wasserstein",
     "t1_levels",
     "tilted_samples",
+    "token_law",
 ]

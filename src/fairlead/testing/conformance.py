@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairlead.parameters import choose
-from fairlead.testing.checks import CHECKS
+from fairlead.testing.checks import CHECKS, Check
 from fairlead.testing.subject import NotApplicable, Subject
+from fairlead.testing.tokens import TOKEN_CHECKS
+
+ANYWHERE = frozenset({"text", "bad_values"})
+"""Checks that draw no sample."""
 
 Status = Literal["passed", "failed", "skipped", "expected failure", "not applicable"]
 
@@ -77,11 +81,20 @@ def check_guide(
     return outcomes
 
 
+def _check(name: str, subject: Subject) -> Check:
+    """The check of a name: methods that serve tokens alone are tried on tokens."""
+    if "continuous" in subject.guide.domains or name in ANYWHERE:
+        return CHECKS[name]
+    if name not in TOKEN_CHECKS:
+        raise NotApplicable("it serves tokens alone")
+    return TOKEN_CHECKS[name]
+
+
 def _run(name: str, subject: Subject, skipped: bool, expected: str | None) -> Outcome:
     if skipped:
         return Outcome(name, "skipped")
     try:
-        CHECKS[name](subject)
+        _check(name, subject)(subject)
     except NotApplicable as reason:
         return Outcome(name, "not applicable", str(reason))
     except Exception as error:

@@ -1,5 +1,6 @@
 """Guides that follow the gradient of an energy, one file a method."""
 
 from fairlead.guidance.energy.classifier_guidance import ClassifierGuidance
+from fairlead.guidance.energy.dcbg import DCBG
 
-__all__ = ["ClassifierGuidance"]
+__all__ = ["DCBG", "ClassifierGuidance"]

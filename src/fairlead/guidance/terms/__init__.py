@@ -8,5 +8,6 @@ from fairlead.guidance.terms.multi import Multi
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.terms.perp_neg import PerpNeg
 from fairlead.guidance.terms.tsg import TSG
+from fairlead.guidance.terms.unprompted import Unprompted
 
-__all__ = ["CFG", "ICG", "PAG", "TSG", "Autoguidance", "CFGpp", "Multi", "PerpNeg"]
+__all__ = ["CFG", "ICG", "PAG", "TSG", "Autoguidance", "CFGpp", "Multi", "PerpNeg", "Unprompted"]
