@@ -38,6 +38,7 @@ from fairlead.guidance.weight_schedules import *  # noqa: F403
 from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
 from fairlead.models.zoo import load
 from fairlead.sampling import Interrupted, Result, Step, sample
+from fairlead.stages import Stage, sample_stages
 from fairlead.text import TextError
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ __all__ = [
     "Rule",
     "Run",
     "Schedule",
+    "Stage",
     "Step",
     "Term",
     "TextError",
@@ -71,6 +73,7 @@ __all__ = [
     "prediction",
     "register",
     "sample",
+    "sample_stages",
     "samplers",
     "schedules",
     *_energy,

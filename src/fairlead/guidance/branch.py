@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fairlead.attention import Attended, AttentionLayer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
+from fairlead.guidance.replacing import Replacement
 from fairlead.parameters import nearest
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Branch:
     taken: tuple[tuple[str, str], ...] = ()
     model: str = ""
     transforms: tuple[Transform, ...] = ()
-    perturbations: tuple[Perturbation | AttentionPerturbation, ...] = ()
+    perturbations: tuple[Perturbation | AttentionPerturbation | Replacement, ...] = ()
     needs: tuple["Branch", ...] = ()
     point: Point | None = None
     outputs: tuple[Output, ...] = ()

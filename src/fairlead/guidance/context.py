@@ -94,6 +94,11 @@ class Run:
         """Makes a multistep solver begin anew, where the prediction has a jump in time."""
         self.memory.clear()
 
+    def forget(self) -> None:
+        """Empties every slot and the history of multistep solvers."""
+        self._slots.clear()
+        self.memory.clear()
+
     def recall(self, key: Any, default: Any) -> Any:
         """A slot as the last step left it, whatever this step has written since."""
         if key not in self._slots:
@@ -294,6 +299,7 @@ class Context:
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
         offered: Branches and rows that each policy was offered, by place.
+        scratch: What is handed from the evaluation to `Policy.observe`; empty at its start.
     """
 
     def __init__(
@@ -330,6 +336,7 @@ class Context:
         self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.evaluated: dict[Branch, Tensor | None] = {}
         self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
+        self.scratch: dict[Any, Any] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""

@@ -219,6 +219,7 @@ def under_policies(
     another branch needs, whose attention is read or whose gradient is taken, is evaluated all
     the same.
     """
+    ctx.scratch = {}
     claims = _claims(wanted, ctx)
     evaluated = ctx.evaluated = _left(wanted, claims, ctx)
     values = evaluate(evaluated)
