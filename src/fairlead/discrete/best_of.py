@@ -13,7 +13,6 @@ from fairlead.discrete.sampler import (
     TokenSampler,
     get,
     guided,
-    process_of,
     register,
 )
 from fairlead.discrete.unmask import masked
@@ -102,7 +101,7 @@ class BestOf(TokenSampler):
     def _value(self, model: GuidedModel, z: Tensor, t: Level) -> Tensor:
         if self.value == "given":
             return -model.run.energy(self.name, self.reward)(z, t)
-        mask = process_of(model).mask
+        mask = masked(self.name, model)
         if bool((z == mask).any()):
             log_p = guided(model, z, t, t)
             z = torch.where(z == mask, log_p.argmax(-1), z)

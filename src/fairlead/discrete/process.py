@@ -57,13 +57,13 @@ class Process(NoiseSchedule):
     name: ClassVar[str] = ""
     form: ClassVar[Form] = "joint"
     space: ClassVar[str] = "clean"
-    t_max: ClassVar[float] = 1.0
 
     tokens: Annotated[int, Range(1, float("inf"))]
     eps: Annotated[float, Range(0, 1, closed="left")] = EPS
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "t_max", 1.0)
 
     @property
     def size(self) -> int:
@@ -288,7 +288,8 @@ class Uniform(Process):
         true_i, ours_i = (v.gather(-1, z[..., None]) for v in (true, ours))
         ratio = true / true_i * (ours_i.log() + true.log() - ours.log() - true_i.log())
         inside = k / true_i - k / ours_i - ratio.sum(-1, keepdim=True)
-        return (-(1 - self.eps) / (k * a) * inside).squeeze(-1)
+        bound: Tensor = (-(1 - self.eps) / (k * a) * inside).squeeze(-1)
+        return bound
 
 
 @dataclass(frozen=True)

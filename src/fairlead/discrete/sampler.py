@@ -50,8 +50,9 @@ class Numbers:
 
     def subset(self, log_weight: Tensor, counts: Tensor) -> Tensor:
         keys = log_weight + self._gumbel(log_weight)
-        rank = keys.argsort(-1, descending=True, stable=True).argsort(-1)
-        return (rank < counts[:, None]) & ~log_weight.isneginf()
+        rank = keys.argsort(dim=-1, descending=True).argsort(dim=-1)
+        taken: Tensor = (rank < counts[:, None]) & ~log_weight.isneginf()
+        return taken
 
 
 @dataclass(frozen=True)

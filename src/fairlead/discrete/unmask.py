@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fairlead.discrete.sampler import Draws, TokenSampler, guided, process_of, register
+from fairlead.guidance.domains import FLOOR
 from fairlead.guidance.guided import GuidedModel
 from fairlead.parameters import Range, choose
 from fairlead.schedules import Level
@@ -31,6 +32,13 @@ def masked(owner: str, model: GuidedModel) -> int:
 def drawn(log_p: Tensor, temperature: float, draws: Draws) -> Tensor:
     """One token of each row at a temperature."""
     return draws.categorical(torch.log_softmax(log_p / max(temperature, SURE), -1))
+
+
+def only(log_p: Tensor, chosen: Tensor) -> Tensor:
+    """Log-probabilities that leave no choice where nothing is written."""
+    certain = torch.full_like(log_p, FLOOR)
+    certain[..., 0] = 0.0
+    return torch.where(chosen[..., None], log_p, certain)
 
 
 @register("maskgit", ids=("XD6",))
@@ -85,7 +93,7 @@ class MaskGIT(TokenSampler):
             model.run.memory["maskgit"] = count
         start = model.run.memory["maskgit"]
         log_p = guided(model, z, s, t)
-        token = draws.categorical(log_p)
+        token = draws.categorical(only(log_p, hidden))
         if i == rounds - 1:
             return torch.where(hidden, token, z)
         share = (i + 1) / rounds
@@ -173,7 +181,7 @@ class Unmask(TokenSampler):
     def step(self, model: GuidedModel, z: Tensor, s: Level, t: Level, draws: Draws) -> Tensor:
         hidden = z == masked(self.name, model)
         log_p = guided(model, z, s, t)
-        token = drawn(log_p, self.temperature, draws)
+        token = drawn(only(log_p, hidden), self.temperature, draws)
         share = 1.0 if t.alpha >= 1 else 1 - t.t / s.t
         if share == 1.0:
             return torch.where(hidden, token, z)

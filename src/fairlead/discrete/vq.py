@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairlead.discrete.sampler import Draws, TokenSampler, guided, process_of, register
-from fairlead.discrete.unmask import masked
+from fairlead.discrete.unmask import masked, only
 from fairlead.guidance.domains import FLOOR, normalised
 from fairlead.guidance.guided import GuidedModel
 from fairlead.parameters import Range, choose
@@ -88,7 +88,7 @@ class VQ(TokenSampler):
     def _write(
         self, model: GuidedModel, z: Tensor, s: Level, t: Level, count: Tensor, draws: Draws
     ) -> Tensor:
-        hidden = z == process_of(model).mask
+        hidden = z == masked(self.name, model)
         log_p = truncated(guided(model, z, s, t), self.truncation)
         weight = torch.zeros(z.shape, dtype=torch.float64, device=z.device)
         if self.prior == "purity":
@@ -96,7 +96,7 @@ class VQ(TokenSampler):
             ratio = (weight - weight.amax(1, keepdim=True)).exp()
             log_p = log_p * (1 + self.sharpen * ratio)[..., None]
         chosen = draws.subset(weight.masked_fill(~hidden, -torch.inf), count)
-        token = draws.categorical(normalised(log_p, self.name))
+        token = draws.categorical(only(normalised(log_p, self.name), chosen))
         return torch.where(chosen, token, z)
 
 

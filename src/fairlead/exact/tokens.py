@@ -268,14 +268,14 @@ def token_law(
     models: dict[int, Any] = {}
     for number, (s, t) in enumerate(pairwise(walk)):
         live = law > 0
-        if factorised:
+        if isinstance(rule, Factorised):
             rows = int(live.sum())
             model = models.setdefault(rows, None) or model_of(rows)
             models[rows] = model
             model.run.step = number - 1
             model.begin(s)
             with torch.no_grad():
-                p = rule.log_probs(model, states[live], s, t).exp()  # type: ignore[union-attr]
+                p = rule.log_probs(model, states[live], s, t).exp()
             table = torch.ones(rows, len(states), dtype=torch.float64)
             for i in range(length):
                 table = table * p[:, i][:, states[:, i]]
