@@ -15,6 +15,12 @@ from fairlead.discrete.process import (
 from fairlead.discrete.rates import Rates
 from fairlead.discrete.sampler import TOKEN_SAMPLERS, Ancestral, TokenSampler
 from fairlead.discrete.sampling import TokenResult, sample
+from fairlead.discrete.simplex import (
+    BayesianFlow,
+    BayesianFlowSampler,
+    Dirichlet,
+    DirichletFlow,
+)
 from fairlead.discrete.unmask import MaskGIT, Unmask
 from fairlead.discrete.vq import VQ
 
@@ -23,8 +29,12 @@ __all__ = [
     "TOKEN_SAMPLERS",
     "VQ",
     "Ancestral",
+    "BayesianFlow",
+    "BayesianFlowSampler",
     "BestOf",
     "Classifier",
+    "Dirichlet",
+    "DirichletFlow",
     "MaskGIT",
     "Masked",
     "MaskedUniform",

@@ -56,6 +56,8 @@ class Process(NoiseSchedule):
 
     name: ClassVar[str] = ""
     form: ClassVar[Form] = "joint"
+    leave_one_out: ClassVar[bool] = False
+    """Whether networks predict `p(x | z_others)` at each position, and not `p(x | z)`."""
     space: ClassVar[str] = "clean"
 
     tokens: Annotated[int, Range(1, float("inf"))]
@@ -276,6 +278,7 @@ class Uniform(Process):
 
     name: ClassVar[str] = "uniform"
     space: ClassVar[str] = "posterior"
+    leave_one_out: ClassVar[bool] = True
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         return torch.randint(self.tokens, shape, generator=generator)

@@ -42,8 +42,17 @@ class Numbers:
         self._count = 0
 
     def _gumbel(self, like: Tensor) -> Tensor:
+        return -(-self.uniform(like).log()).log()
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Numbers in (0, 1) shaped like `like`, in float64."""
         self._count += 1
-        return -(-self.run.rand(like, "tokens", self._count).log()).log()
+        return self.run.rand(like, "tokens", self._count)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers shaped like `like`."""
+        self._count += 1
+        return self.run.normal(like, "tokens", self._count)
 
     def categorical(self, log_p: Tensor) -> Tensor:
         return (log_p + self._gumbel(log_p)).argmax(-1)

@@ -161,7 +161,7 @@ class _Oracle:
 
     def __init__(self, table: TokenTable, process: Process) -> None:
         self.table, self.process = table, process
-        self.others = process.mask is None
+        self.others = process.leave_one_out
 
     def __call__(self, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
         table, seen = self.table, self.process.likelihood(z, min(float(t[0]), LATEST))

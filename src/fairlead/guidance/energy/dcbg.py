@@ -19,7 +19,7 @@ ROWS = 4096
 """Most sequences that a classifier is shown at once."""
 
 
-@register("dcbg", ids=("S129", "XD8"), neutral="'classifier', 0.0")
+@register("dcbg", ids=("S129", "XD8", "S068"), neutral="'classifier', 0.0")
 @dataclass(frozen=True)
 class DCBG(GradientTerm):
     r"""Multiplies the probability of each token by what a classifier says of that one edit.
@@ -37,7 +37,9 @@ class DCBG(GradientTerm):
 
     In the domain ``posterior`` (D-CBG) the ratio acts on the next token, the mask included; in
     ``rates`` (predictor guidance, TAG to first order) on the rates of jumps; in ``logprob`` on the
-    clean token. With the exact classifier, masked tokens and `gamma = 1` the unconditional model
+    clean token. In ``simplex``, where a classifier judges points `x`, the guided probabilities are
+    those whose score is the model's plus ``gamma`` times its gradient `g`:
+    ``p + gamma x (g - <x, g>) / (al - 1)``. With the exact classifier, masked tokens and `gamma = 1` the unconditional model
     becomes the conditional one.
 
     * Cost: 0 NFE of the model; a gradient of the classifier, or one evaluation of it for every
@@ -59,11 +61,12 @@ class DCBG(GradientTerm):
         "dcbg('classifier', gamma=2.0)"
 
     Source:
-        Schiff et al. (2024), arXiv:2412.10193; rates: Nisonoff et al. (2024), arXiv:2406.01572.
+        Schiff et al. (2024), arXiv:2412.10193; rates: Nisonoff et al. (2024), arXiv:2406.01572;
+        simplex: Stark et al. (2024), arXiv:2402.05841.
     """
 
     wants: ClassVar[str] = "any"
-    domains: ClassVar[frozenset[str]] = TOKEN_DOMAINS - {"simplex"}
+    domains: ClassVar[frozenset[str]] = TOKEN_DOMAINS
 
     energy: EnergyLike
     gamma: Scale = 1.0
@@ -94,6 +97,10 @@ class DCBG(GradientTerm):
         assert ctx.x is not None
         assert process is not None
         base = predictions.base
+        if ctx.x.is_floating_point():
+            ctx.run.report.gradients += 1
+            concentration = float(ctx.level.network_time or 1.0)
+            return on_simplex(energy, ctx.x, ctx.level, concentration).to(base)
         with torch.enable_grad() if self.order == "first" else torch.no_grad():
             table = (first_order if self.order == "first" else exact)(
                 energy, ctx.x, ctx.level, process.size, process.mask
@@ -128,6 +135,15 @@ def log_p(energy: Energy, z: Tensor, level: Level, rows: Tensor) -> Tensor:
         chosen = label.to(rows.device)[rows] if one_each else label  # type: ignore[union-attr]
         return pick(energy.name, energy.log_probs(z, level), chosen).double()
     return -energy(z, level).double()
+
+
+def on_simplex(energy: Energy, x: Tensor, level: Level, concentration: float) -> Tensor:
+    """The change of probabilities whose score changes by the classifier's gradient."""
+    with torch.enable_grad():
+        leaf = x.double().detach().requires_grad_()
+        rows = torch.arange(len(x), device=x.device)
+        (g,) = torch.autograd.grad(log_p(energy, leaf, level, rows).sum(), leaf)
+    return x * (g - (x * g).sum(-1, keepdim=True)) / max(concentration - 1, 1e-4)
 
 
 def first_order(energy: Energy, z: Tensor, level: Level, size: int, mask: int | None) -> Tensor:
