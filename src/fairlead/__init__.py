@@ -11,11 +11,15 @@ from fairlead import (
     discrete,
     energy,
     exact,
+    fairlead,
+    from,
+    import,
     metrics,
     nulls,
     prediction,
     samplers,
     schedules,
+    steer,
 )
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
@@ -79,6 +83,7 @@ __all__ = [
     "sample_stages",
     "samplers",
     "schedules",
+    "steer",
     "search_ratios",
     *_energy,
     *_policies,

@@ -48,7 +48,7 @@ def molecules(
     from fairlead.studies.files import require_writable
 
     if out is not None:
-        require_writable(out)
+        require_writable(out, folder=False)
     describe("C")  # without RDKit nothing below makes sense
     denoiser: Any = zoo.load(model, device=device)
     if not isinstance(denoiser, TokenDenoiser) or "qed" not in denoiser.choices:

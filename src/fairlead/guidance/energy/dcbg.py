@@ -39,8 +39,8 @@ class DCBG(GradientTerm):
     ``rates`` (predictor guidance, TAG to first order) on the rates of jumps; in ``logprob`` on the
     clean token. In ``simplex``, where a classifier judges points `x`, the guided probabilities are
     those whose score is the model's plus ``gamma`` times its gradient `g`:
-    ``p + gamma x (g - <x, g>) / (al - 1)``. With the exact classifier, masked tokens and `gamma = 1` the unconditional model
-    becomes the conditional one.
+    ``p + gamma x (g - <x, g>) / (al - 1)``. With the exact classifier, masked tokens and
+    ``gamma = 1`` the unconditional model becomes the conditional one.
 
     * Cost: 0 NFE of the model; a gradient of the classifier, or one evaluation of it for every
       edit (for every edit of a masked position, where there are masks).

@@ -1,5 +1,7 @@
 """Claims of the samplers of tokens, most by exact enumeration."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from fairlead.discrete import BayesianFlow, Dirichlet, Masked, Uniform, sample
 from fairlead.exact import GOLDEN, TokenTable, golden_tokens, token_law
 from fairlead.studies.claims._harness import Finding, claim
-from fairlead.studies.claims._verdict import equals
+from fairlead.studies.claims._verdict import Check, equals
 
 
 def _joint(seed: int, concentration: float = 0.3) -> TokenTable:
@@ -51,8 +53,8 @@ def ancestral() -> Finding:
     table = golden_tokens()
     sixteen = _law(table, "cfg(2)", "ancestral", 16)
     row = torch.tensor([0.749832, 0.067342, 0.028594, 0.154232]).double()
-    measured = {"masked, 16 steps": sixteen}
-    checks = {"masked, 16 steps": bool((sixteen - row).abs().max() < 6e-7)}
+    measured: dict[str, Any] = {"masked, 16 steps": sixteen}
+    checks: dict[str, Check] = {"masked, 16 steps": bool((sixteen - row).abs().max() < 6e-7)}
     for w in (2.0, 3.0):
         few, many = (_law(table, f"cfg({w})", "ancestral", n) for n in (128, 256))
         limit = 2 * many - few
@@ -72,15 +74,16 @@ def ancestral() -> Finding:
     ids=("XD8", "XD9"),
     claim="Guided rates carry their normaliser and write tokens too fast; keeping the total rate "
     "helps where guidance is strong and steps are few.",
-    setting="two binary tokens, w = 2 and 3, many steps; four ternary tokens in two classes, joints "
-    "default_rng(seed).dirichlet(.3, 2) mixed 98:2 with the uniform law, Euler; laws enumerated",
-    expected="raw rows of the toy; total variation to the tilt at 4 steps, w = 5, normalised and raw: "
-    ".243 and .269 (seed 0), .221 and .266 (seed 1); within .006 at 32 steps and w = 2",
+    setting="two binary tokens, w = 2 and 3, many steps; four ternary tokens in two classes, "
+    "joints default_rng(seed).dirichlet(.3, 2) mixed 98:2 with the uniform law, Euler; laws enumerated",
+    expected="raw rows of the toy; total variation to the tilt at 4 steps, w = 5, normalised and "
+    "raw: .243 and .269 (seed 0), .221 and .266 (seed 1); within .006 at 32 steps and w = 2",
     seed=[0, 1],
 )
 def rates() -> Finding:
     """The limit of raw rates, and both forms with few and with many steps."""
-    measured, checks = {}, {}
+    measured: dict[str, Any] = {}
+    checks: dict[str, Check] = {}
     for w in (2.0, 3.0):
         few, many = (_law(golden_tokens(), f"cfg({w})", "rates", n) for n in (128, 256))
         limit = 2 * many - few
@@ -123,7 +126,8 @@ def rates() -> Finding:
 def vq() -> Finding:
     """Total variation by P, and the class by w."""
     table = _joint(0)
-    measured, checks = {}, {}
+    measured: dict[str, Any] = {}
+    checks: dict[str, Check] = {}
     for per, number in ((4, 0.523), (2, 0.235), (1, 0.212)):
         gap = _distance(_law(table, "cfg(1)", f"vq(per={per})", 2), table.laws[0])
         measured[f"total variation, P = {per}"] = gap
@@ -142,15 +146,16 @@ def vq() -> Finding:
     "maskgit",
     ids=("XD6",),
     claim="A scale that rises over the rounds serves better than its mirror image.",
-    setting="four ternary tokens in two classes, joints default_rng(seed).dirichlet(a, 2) mixed 98:2 "
-    "with the uniform law, a = .3 and 1, seeds 0-2, confidence at temperature 4.5, 4 rounds, mean "
+    setting="four ternary tokens in two classes, joints default_rng(seed).dirichlet(a, 2) mixed "
+    "98:2 with the uniform law, a = .3 and 1, seeds 0-2, confidence at temperature 4.5, 4 rounds, mean "
     "scale 2; laws enumerated",
     expected="rising has the higher mean p(c|x) in 6 of 6, .872 against .817 for .3 and seed 0",
     seed=[0, 1, 2],
 )
 def maskgit() -> Finding:
     """The class under both schedules."""
-    measured, checks = {}, {}
+    measured: dict[str, Any] = {}
+    checks: dict[str, Check] = {}
     for concentration in (0.3, 1.0):
         for seed in range(3):
             table = _joint(seed, concentration)
@@ -172,10 +177,10 @@ def maskgit() -> Finding:
     ids=("S013",),
     claim="Keeping one of several candidates by its value steers a discrete diffusion without a "
     "gradient; the best alone collapses to one mode.",
-    setting="two binary tokens, the mixture, rewards 1, 0, .5, -1 on 00, 01, 10, 11, temperature .5, "
-    "8 steps, value of the likeliest clean tokens, 20,000 samples",
-    expected="total variation to the tilt for M = 1, 2, 4, 16: .371, .139, .062, .028 (within .012); "
-    "with the best alone M = 4 puts .965 on 00 (within .01)",
+    setting="two binary tokens, the mixture, rewards 1, 0, .5, -1 on 00, 01, 10, 11, temperature "
+    ".5, 8 steps, value of the likeliest clean tokens, 20,000 samples",
+    expected="total variation to the tilt for M = 1, 2, 4, 16: .371, .139, .062, .028 (within "
+    ".012); with the best alone M = 4 puts .965 on 00 (within .01)",
 )
 def best_of() -> Finding:
     """Total variation by M, and the collapse."""
@@ -197,7 +202,8 @@ def best_of() -> Finding:
         ).x
         return torch.bincount(out[:, 0] * 2 + out[:, 1], minlength=4).double() / n
 
-    measured, checks = {}, {}
+    measured: dict[str, Any] = {}
+    checks: dict[str, Check] = {}
     for m, number in ((1, 0.371), (2, 0.139), (4, 0.062), (16, 0.028)):
         gap = _distance(shares(m, 0.5), tilt)
         measured[f"total variation, M = {m}"] = gap
@@ -211,12 +217,12 @@ def best_of() -> Finding:
 @claim(
     "dirichlet",
     ids=("S068",),
-    claim="Guidance of a flow on the simplex combines probabilities; combining scores instead is the "
-    "same map until an entry is negative.",
-    setting="one token, K = 4, p_c = (.7, .1, .1, .1), p_u = (.4, .3, .2, .1), exact probabilities, "
-    "al from 1 to 8, 200 Euler steps, 10,000 starts",
-    expected="w = 1 .693 .102 .104 .102; w = 2 .870 .023 .035 .072 projected and .877 .021 .033 .069 "
-    "not; w = 3 .930 .010 .014 .046 against .951 .004 .010 .035 (each within .012)",
+    claim="Guidance of a flow on the simplex combines probabilities; combining scores instead is "
+    "the same map until an entry is negative.",
+    setting="one token, K = 4, p_c = (.7, .1, .1, .1), p_u = (.4, .3, .2, .1), exact "
+    "probabilities, al from 1 to 8, 200 Euler steps, 10,000 starts",
+    expected="w = 1 .693 .102 .104 .102; w = 2 .870 .023 .035 .072 projected and .877 .021 .033 "
+    ".069 not; w = 3 .930 .010 .014 .046 against .951 .004 .010 .035 (each within .012)",
 )
 def dirichlet() -> Finding:
     """End laws at three scales, in both forms."""
@@ -230,7 +236,8 @@ def dirichlet() -> Finding:
         (3, "linear"): (0.930, 0.010, 0.014, 0.046),
         (3, "score"): (0.951, 0.004, 0.010, 0.035),
     }
-    measured, checks = {}, {}
+    measured: dict[str, Any] = {}
+    checks: dict[str, Check] = {}
     for (w, form), numbers in published.items():
         out = sample(
             denoiser,
@@ -255,8 +262,8 @@ def dirichlet() -> Finding:
     "likeliest token in place of a draw changes the law.",
     setting="three ternary tokens, one joint of Dirichlet(.7) (seed 0) parted by an even sum of "
     "tokens, exact beliefs, 100 steps, 4000 samples",
-    expected="drawn: total variation below .05 to p at w = 0 and to p_c at w = 1; with argmax above "
-    ".08 at w = 0; the property in all samples at w = 1, 2, 5; entropy falls with w",
+    expected="drawn: total variation below .05 to p at w = 0 and to p_c at w = 1; with argmax "
+    "above .08 at w = 0; the property in all samples at w = 1, 2, 5; entropy falls with w",
 )
 def bfn() -> Finding:
     """Laws at w = 0 and 1, and the entropy by w."""
@@ -267,8 +274,8 @@ def bfn() -> Finding:
     prior = parts.sum(1)
     table = TokenTable((parts / prior[:, None]).reshape(2, 3, 3, 3), prior)
     denoiser = table.denoiser(BayesianFlow(3))
-    measured: dict[str, float] = {"share of the property in p": float(prior[0])}
-    checks = {}
+    measured: dict[str, Any] = {"share of the property in p": float(prior[0])}
+    checks: dict[str, Check] = {}
     entropies = []
     for receiver, w in (
         ("draw", 0), ("draw", 1), ("draw", 2), ("draw", 5), ("argmax", 0)
