@@ -11,16 +11,13 @@ from fairlead import (
     discrete,
     energy,
     exact,
-    fairlead,
-    from,
-    import,
     metrics,
     nulls,
     prediction,
     samplers,
     schedules,
-    steer,
 )
+from fairlead.adapters import steer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear, search_ratios

@@ -75,7 +75,8 @@ def ancestral() -> Finding:
     claim="Guided rates carry their normaliser and write tokens too fast; keeping the total rate "
     "helps where guidance is strong and steps are few.",
     setting="two binary tokens, w = 2 and 3, many steps; four ternary tokens in two classes, "
-    "joints default_rng(seed).dirichlet(.3, 2) mixed 98:2 with the uniform law, Euler; laws enumerated",
+    "joints default_rng(seed).dirichlet(.3, 2) mixed 98:2 with the uniform law, Euler; laws "
+    "enumerated",
     expected="raw rows of the toy; total variation to the tilt at 4 steps, w = 5, normalised and "
     "raw: .243 and .269 (seed 0), .221 and .266 (seed 1); within .006 at 32 steps and w = 2",
     seed=[0, 1],
@@ -147,8 +148,8 @@ def vq() -> Finding:
     ids=("XD6",),
     claim="A scale that rises over the rounds serves better than its mirror image.",
     setting="four ternary tokens in two classes, joints default_rng(seed).dirichlet(a, 2) mixed "
-    "98:2 with the uniform law, a = .3 and 1, seeds 0-2, confidence at temperature 4.5, 4 rounds, mean "
-    "scale 2; laws enumerated",
+    "98:2 with the uniform law, a = .3 and 1, seeds 0-2, confidence at temperature 4.5, 4 rounds, "
+    "mean scale 2; laws enumerated",
     expected="rising has the higher mean p(c|x) in 6 of 6, .872 against .817 for .3 and seed 0",
     seed=[0, 1, 2],
 )
