@@ -66,7 +66,7 @@ def test_guided_flow_has_the_published_law():
 def test_classifier_on_the_simplex_is_predictor_free_guidance():
     process = Dirichlet(4)
     table, d = one_token(process)
-    z = torch.distributions.Dirichlet(torch.ones(5, 1, 4).double()).sample()
+    z = process.draw((5, 1), torch.Generator().manual_seed(0))
     level = process.level(0.4)
     c, u = (d(z, level, {"label": torch.full((5,), k)}) for k in (0, 2))
     run = fl.Run(energies={"classifier": table.classifier(process)}, record=False)
@@ -79,7 +79,8 @@ def test_classifier_on_the_simplex_is_predictor_free_guidance():
             run,
         )
         model.begin(level)
-        assert_close(model(z, level).denoise, u + w * (c - u), rtol=1e-6, atol=1e-9)
+        # networks are given their time in float32
+        assert_close(model(z, level).denoise, u + w * (c - u), rtol=1e-5, atol=1e-7)
 
 
 def test_accuracy_schedule():

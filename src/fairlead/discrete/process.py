@@ -115,6 +115,10 @@ class Process(NoiseSchedule):
         """Probabilities of a token of pure noise, `(size,)` in float64."""
         return torch.full((self.size,), 1 / self.size, dtype=torch.float64)
 
+    def from_network(self, time: float) -> float:
+        """The time of a level from the time that networks are given."""
+        return time
+
     def likelihood(self, z: Tensor, t: float) -> Tensor:
         """`q(z_t | x = k)` for every clean token, `(..., K)` in float64.
 

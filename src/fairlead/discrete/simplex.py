@@ -57,6 +57,9 @@ class Dirichlet(OnSimplex):
     def network_time(self, t: Tensor) -> Tensor:
         return 1 + (1 - t) * (self.top - 1)
 
+    def from_network(self, time: float) -> float:
+        return 1 - (time - 1) / (self.top - 1)
+
     def concentration(self, t: float) -> float:
         """``al`` at a time."""
         return 1 + (1 - t) * (self.top - 1)
@@ -92,6 +95,9 @@ class BayesianFlow(OnSimplex):
 
     def network_time(self, t: Tensor) -> Tensor:
         return 1 - t
+
+    def from_network(self, time: float) -> float:
+        return 1 - time
 
     def beta(self, t: float) -> float:
         """Accuracy at the time of a level."""

@@ -164,7 +164,8 @@ class _Oracle:
         self.others = process.leave_one_out
 
     def __call__(self, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        table, seen = self.table, self.process.likelihood(z, min(float(t[0]), LATEST))
+        table, time = self.table, self.process.from_network(float(t[0]))
+        seen = self.process.likelihood(z, min(time, LATEST))
         index = table.sequences.expand(len(z), -1, -1)
         factors = [seen[:, i].gather(1, index[..., i]) for i in range(table.length)]
         law = table.laws.to(z.device)[label]
