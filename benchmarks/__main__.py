@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import torch
 
-from benchmarks import framework, network
+from benchmarks import framework, network, rules
 
 
 def main() -> None:
@@ -20,6 +20,9 @@ def main() -> None:
     rows["(b) cfg step of a DiT / raw network on 16 rows"] = network.guided_step()
     together, difference = network.one_batch()
     rows[f"(c) one batch of 8 / 8 batches (largest difference {difference:.1e})"] = together
+    for text, row in rules.rows().items():
+        share = f"{100 * row.median:.2f} %" + (" TOO MUCH" if row.median > rules.LIMIT else "")
+        rows[f"(d) {text} / raw network on 8 rows ({share})"] = row
     if options.json:
         print(json.dumps({k: asdict(v) for k, v in rows.items()}, indent=1))
         return

@@ -14,6 +14,7 @@ from fairlead import (
     metrics,
     nulls,
     prediction,
+    recipes,
     samplers,
     schedules,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "metrics",
     "nulls",
     "prediction",
+    "recipes",
     "register",
     "sample",
     "sample_stages",

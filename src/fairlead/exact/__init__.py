@@ -16,6 +16,7 @@ from fairlead.exact.recursions import (
     euler_sde_variance,
     t1_levels,
 )
+from fairlead.exact.sequence import GaussianSequence, SequenceDenoiser
 from fairlead.exact.tilted import TiltedDensity, Weighted, tilted_samples
 from fairlead.exact.tokens import GOLDEN, TokenTable, golden_tokens, token_law
 from fairlead.exact.tree import Tree, fractal_tree
@@ -28,8 +29,10 @@ __all__ = [
     "ExactDenoiser",
     "GaussianMixture",
     "GaussianPair",
+    "GaussianSequence",
     "LabelledDenoiser",
     "LabelledMixture",
+    "SequenceDenoiser",
     "TiltedDensity",
     "TokenTable",
     "Tree",
