@@ -11,7 +11,6 @@ from fairlead.guidance.terms.perp_neg import PerpNeg
 from fairlead.guidance.terms.tsg import TSG
 from fairlead.guidance.terms.unprompted import Unprompted
 
-__all__ = ["CFG", "ICG", "PAG", "TSG", "Autoguidance", "CFGpp", "Multi", "PerpNeg", "Unprompted"]
 __all__ = [
     "CFG",
     "ICG",
@@ -22,4 +21,5 @@ __all__ = [
     "ConditionMixture",
     "Multi",
     "PerpNeg",
+    "Unprompted",
 ]

@@ -12,14 +12,13 @@ from fairlead.models import zoo
 from fairlead.studies.claims._harness import Finding, claim
 from fairlead.studies.claims._verdict import Check, above, difference
 
-N, STEPS = 128, 16
+N, STEPS = 100, 16
 TENTH = 9
 GUIDES = {
     "unconditional": ("none", False),
     "D-CFG 1": ("cfg(1)", True),
     "D-CFG 2": ("cfg(2)", True),
     "D-CFG 4": ("cfg(4)", True),
-    "D-CBG 1": ("dcbg('qed', 1)", False),
     "D-CBG 3": ("dcbg('qed', 3)", False),
 }
 """Guides, and whether the model itself is told what is asked for."""
