@@ -18,7 +18,8 @@ from fairlead import (
     samplers,
     schedules,
 )
-from fairlead.adapters import steer
+from fairlead.adapters import as_guider, steer
+from fairlead.autoregressive import Generated, GuidanceProcessor, generate
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear, search_ratios
@@ -51,6 +52,8 @@ __all__ = [
     "Condition",
     "Context",
     "Denoiser",
+    "Generated",
+    "GuidanceProcessor",
     "Guide",
     "Interrupted",
     "Parallel",
@@ -66,11 +69,13 @@ __all__ = [
     "Term",
     "TextError",
     "adapters",
+    "as_guider",
     "combine",
     "discrete",
     "energy",
     "exact",
     "fit_linear",
+    "generate",
     "guide",
     "load",
     "metrics",

@@ -9,7 +9,7 @@ from fairlead.discrete import Masked, TokenDenoiser, Uniform
 from fairlead.discrete.sampler import TOKEN_SAMPLERS, get
 from fairlead.discrete.unmask import halton
 from fairlead.discrete.vq import truncated
-from fairlead.testing.tokens import LENGTH, TOKENS, tiny_classifier, tiny_tokens
+from fairlead.testing.sequences import LENGTH, TOKENS, tiny_classifier, tiny_tokens
 
 TOY = fl.exact.golden_tokens()
 MASKED, UNIFORM = TOY.denoiser(Masked(2)), TOY.denoiser(Uniform(2))

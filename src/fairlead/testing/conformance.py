@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairlead.parameters import choose
+from fairlead.testing import tokens  # noqa: F401  enters its check
 from fairlead.testing.checks import CHECKS, Check
+from fairlead.testing.sequences import TOKEN_CHECKS
 from fairlead.testing.subject import NotApplicable, Subject
-from fairlead.testing.tokens import TOKEN_CHECKS
-
-ANYWHERE = frozenset({"text", "bad_values"})
-"""Checks that draw no sample."""
 
 Status = Literal["passed", "failed", "skipped", "expected failure", "not applicable"]
+
+
+WITHOUT_SAMPLES = ("text", "bad_values", "tokens")
+"""Checks that draw no continuous samples."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,10 @@ def check_guide(
 
 def _check(name: str, subject: Subject) -> Check:
     """The check of a name: methods that serve tokens alone are tried on tokens."""
-    if "continuous" in subject.guide.domains or name in ANYWHERE:
+    if "continuous" in subject.guide.domains or name in WITHOUT_SAMPLES:
         return CHECKS[name]
     if name not in TOKEN_CHECKS:
-        raise NotApplicable("it serves tokens alone")
+        raise NotApplicable("the guide serves tokens alone")
     return TOKEN_CHECKS[name]
 
 
