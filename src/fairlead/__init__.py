@@ -8,6 +8,7 @@ True
 
 from fairlead import (
     adapters,
+    discrete,
     energy,
     exact,
     metrics,
@@ -71,6 +72,7 @@ __all__ = [
     "adapters",
     "as_guider",
     "combine",
+    "discrete",
     "energy",
     "exact",
     "fit_linear",
