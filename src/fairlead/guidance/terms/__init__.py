@@ -15,6 +15,7 @@ from fairlead.guidance.terms.sag import SAG
 from fairlead.guidance.terms.seg import SEG
 from fairlead.guidance.terms.slg import SLG
 from fairlead.guidance.terms.tsg import TSG
+from fairlead.guidance.terms.unprompted import Unprompted
 
 __all__ = [
     "CFG",
@@ -33,4 +34,5 @@ __all__ = [
     "Multi",
     "PerpNeg",
     "Safe",
+    "Unprompted",
 ]
