@@ -7,6 +7,7 @@ True
 """
 
 from fairlead import adapters, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead.composition import MixtureDenoiser
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
@@ -35,6 +36,7 @@ __all__ = [
     "Denoiser",
     "Guide",
     "Interrupted",
+    "MixtureDenoiser",
     "Policy",
     "Result",
     "Rule",

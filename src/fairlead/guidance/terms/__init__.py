@@ -3,10 +3,25 @@
 from fairlead.guidance.terms.autoguidance import Autoguidance
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.guidance.terms.cfgpp import CFGpp
+from fairlead.guidance.terms.face_diffuser import FaceDiffuser
 from fairlead.guidance.terms.icg import ICG
+from fairlead.guidance.terms.magic_fusion import MagicFusion
 from fairlead.guidance.terms.multi import Multi
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.terms.perp_neg import PerpNeg
+from fairlead.guidance.terms.sine import SINE
 from fairlead.guidance.terms.tsg import TSG
 
-__all__ = ["CFG", "ICG", "PAG", "TSG", "Autoguidance", "CFGpp", "Multi", "PerpNeg"]
+__all__ = [
+    "CFG",
+    "ICG",
+    "PAG",
+    "SINE",
+    "TSG",
+    "Autoguidance",
+    "CFGpp",
+    "FaceDiffuser",
+    "MagicFusion",
+    "Multi",
+    "PerpNeg",
+]
