@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
-PACKAGES = ("guidance", "samplers", "exact", "models", "testing")
+PACKAGES = ("energy", "guidance", "samplers", "exact", "models", "testing")
 MODULES = (
     "fairlead",
     "fairlead.sampling",

@@ -115,7 +115,7 @@ def test_interrupt_inside_the_network():
         ({"n": 3}, "condition: label has batch 2, but x has batch 3"),
         ({"n": 3, "shape": (2, 2, 8, 8)}, "n = 3 contradicts shape"),
         ({"guide": "autoguidance(2, model='week')"}, "model 'week'.*did you mean 'weak'"),
-        ({"guide": "pag(2, layers='mi')"}, "no attention layer matches 'mi'"),
+        ({"guide": "pag(2, layers='mi')"}, "attention layer matches 'mi'"),
     ],
 )
 def test_bad_input_is_named(options, message):

@@ -6,14 +6,17 @@
 True
 """
 
-from fairlead import adapters, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
 from fairlead.composition import MixtureDenoiser
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
+from fairlead.fitting import fit_linear
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.combine import combine
 from fairlead.guidance.context import Context, Run
+from fairlead.guidance.energy import *  # noqa: F403
+from fairlead.guidance.energy import __all__ as _energy
 from fairlead.guidance.policies import *  # noqa: F403
 from fairlead.guidance.policies import __all__ as _policies
 from fairlead.guidance.rules import *  # noqa: F403
@@ -47,7 +50,9 @@ __all__ = [
     "TextError",
     "adapters",
     "combine",
+    "energy",
     "exact",
+    "fit_linear",
     "guide",
     "load",
     "metrics",
@@ -57,6 +62,7 @@ __all__ = [
     "sample",
     "samplers",
     "schedules",
+    *_energy,
     *_policies,
     *_rules,
     *_terms,

@@ -64,6 +64,12 @@ def _admits_none(hint: Any) -> bool:
     return hint is type(None) or any(_admits_none(part) for part in get_args(hint))
 
 
+@cache
+def _whole(cls: type) -> frozenset[str]:
+    """The fields of a class that hold whole numbers."""
+    return frozenset(name for name, hint in typing.get_type_hints(cls).items() if hint is int)
+
+
 def title(owner: object) -> str:
     """How errors name an object: its registered name, else its class."""
     cls = owner if isinstance(owner, type) else type(owner)
@@ -74,8 +80,8 @@ def check_fields(owner: Any) -> None:
     """Checks each ranged field of a dataclass, also inside tuples.
 
     Raises:
-        ValueError: A number is outside its range; names the owner, the field, the range and
-            the value.
+        ValueError: A number is outside its range, or no whole number where one is asked for;
+            names the owner, the field, the range and the value.
         TypeError: A ranged field holds no number.
     """
     cls: Any = type(owner)
@@ -89,6 +95,8 @@ def check_fields(owner: Any) -> None:
                 continue
             if not isinstance(number, (int, float)) or isinstance(number, bool):
                 raise TypeError(f"{title(owner)}: {f.name} must be a number, got {number!r}")
+            if f.name in _whole(cls) and not isinstance(number, int) and number == number:
+                raise ValueError(f"{title(owner)}: {f.name} must be a whole number, got {number}")
             if number not in allowed[f.name]:
                 raise ValueError(
                     f"{title(owner)}: {f.name} must be in {allowed[f.name]}, got {number}"

@@ -1,7 +1,8 @@
 """`fl.sample`: from a denoiser and a guide to samples."""
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -35,6 +36,9 @@ class Step:
         x: The sample there, `(n, ...)`.
         denoised: The last guided clean estimate.
         report: The log so far.
+        predictions: The clean estimates of the last evaluation by branch name, those that a
+            policy provided among them.
+        noises: The noise that each leaves in the sample that was evaluated.
     """
 
     index: int
@@ -43,6 +47,8 @@ class Step:
     x: Tensor
     denoised: Tensor
     report: Report
+    predictions: Mapping[str, Tensor] = field(default_factory=dict)
+    noises: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,14 @@ def sample(
     negative: Mapping[str, Any] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
+    energies: Mapping[str, Any] | None = None,
     rewards: Mapping[str, Reward] | None = None,
     masks: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
     reference: Tensor | None = None,
     batching: Batching = "batched",
     max_batch: int | None = None,
+    checkpoint: bool = False,
     callback: Callable[[Step], None] | None = None,
     progress: bool = False,
     check: bool = True,
@@ -126,6 +134,8 @@ def sample(
         states: Further conditions by name, for branches that ask for them. A name that one of
             them lacks keeps the value of `condition`; an empty one asks for nothing.
         models: Further denoisers by name, such as `weak`.
+        energies: Energies by name (`fl.energy`, or functions of a clean estimate), for guides that
+            ask for one by name.
         rewards: Functions from clean samples `(n, ...)` to scores `(n,)`, for samplers that
             choose among samples, such as `steering`.
         masks: Masks by name, for guides that act on a region, in [0, 1]: shaped like one sample,
@@ -136,6 +146,8 @@ def sample(
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
             branch.
         max_batch: Most rows in one network call.
+        checkpoint: Whether guides that differentiate the network compute it again, call by call,
+            in the backward pass: with `max_batch` the memory is that of one call's graph.
         callback: Called with a `Step` after each step.
         progress: Whether to show a progress bar.
         check: Whether a NaN or infinity raises, naming branch and step.
@@ -169,6 +181,7 @@ def sample(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"sample: dtype must be torch.float32 or torch.float64, got {dtype}")
     guide.require("continuous")
+    _differentiable(guide)
     given = {"cond": condition or {}, **(states or {})}
     if negative is not None:
         given["negative"] = negative
@@ -193,30 +206,63 @@ def sample(
         steps,
         check=check,
         record=record,
+        levels=levels,
+        energies=energies,
         masks=fitted(masks or {}, like),
         reference=reference,
     )
-    evaluator = Evaluator(denoiser, conditions, models, batching=batching, max_batch=max_batch)
+    evaluator = Evaluator(
+        denoiser,
+        conditions,
+        models,
+        batching=batching,
+        max_batch=max_batch,
+        checkpoint=checkpoint,
+    )
     model = GuidedModel(guide, evaluator, run, rewards)
     model.check()
     rule.check(model)
-    x = levels[0].sigma * run.normal(like, "start") if x is None else x.to(device, dtype)
-    reached = levels[0]
+    if x is None:
+        x = levels[0].sigma * run.normal(like, "start")
+    else:
+        x = x.to(device, dtype)
+        x = x.clone() if x.is_inference() else x
+    reached, began = levels[0], time.perf_counter()
     try:
         with torch.no_grad(), _bar(progress, steps) as tick:
             for s, t in pairwise(levels):
                 model.begin(s)
-                x = rule.step(model, x, s, t)
+                x = rule.walk(model, x, s, t)
                 reached = t
                 tick()
                 if callback is not None:
                     denoised = model.last.denoise if model.last else x
-                    callback(Step(run.step, steps, t, x, denoised, run.report))
+                    seen = _seen(model)
+                    callback(Step(run.step, steps, t, x, denoised, run.report, *seen))
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
         raise Interrupted(_result(x, model, reached)) from None
+    run.report.seconds = time.perf_counter() - began
     return _result(x, model, reached)
+
+
+def _differentiable(guide: Guide) -> None:
+    gradients = [n for n in guide.nodes() if getattr(n, "gradient", False)]
+    if gradients and torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{gradients[0].name}: gradients cannot be taken under torch.inference_mode; call "
+            "fl.sample outside of it, or inside `with torch.inference_mode(False):` (fl.sample "
+            "keeps no graph by itself)"
+        )
+
+
+def _seen(model: GuidedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Clean estimates and noises of the last evaluation, by branch name."""
+    if model.predictions is None or model.ctx is None:
+        return {}, {}
+    clean = {b.name: v for b, v in model.predictions.values_by_branch.items()}
+    return clean, {k: model.ctx.noise(v) for k, v in clean.items()}
 
 
 def _result(x: Tensor, model: GuidedModel, level: Level) -> Result:

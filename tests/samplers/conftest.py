@@ -40,6 +40,9 @@ class Driven:
         out = self.predict(x, level, gain) if self.takes_gain else self.predict(x, level)
         return out if isinstance(out, Prediction) else Prediction(out, out)
 
+    def enter(self, x, level):
+        return x
+
     def noise(self, x):
         self.draws += 1
         if self.noiseless:

@@ -14,7 +14,9 @@ CLASSIFIER = "-classifier"
 
 @command
 def train(
-    recipe: Annotated[str, typer.Argument(help="digits, cifar10, or the same with -classifier.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a shipped model; an unknown one lists them.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the run and of its models.")],
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="Budget in place of the recipe's.")
@@ -27,20 +29,28 @@ def train(
 ) -> None:
     """Train a model by a recipe and export it as weights with a card.
 
-    A diffusion run that was stopped goes on when the same command is given again; a classifier,
-    a matter of minutes, begins anew.
+    A run that was stopped goes on when the same command is given again; a classifier of images, a
+    matter of minutes, begins anew. Molecules need RDKit once, for a table of their properties.
     """
     from fairlead.parameters import choose
     from fairlead.studies.files import require_writable
-    from fairlead.training import RECIPES, export, run, run_classifier
+    from fairlead.training import (
+        RECIPES,
+        TOKEN_RECIPES,
+        export,
+        run,
+        run_classifier,
+        run_tokens,
+    )
     from fairlead.training.classifier import CONFIGS
 
-    choose("train", "recipe", recipe, [*RECIPES, *(name + CLASSIFIER for name in CONFIGS)])
+    images = [*RECIPES, *(name + CLASSIFIER for name in CONFIGS)]
+    choose("train", "recipe", recipe, [*images, *TOKEN_RECIPES])
     if minutes is not None and not 0 < minutes < float("inf"):
         raise ValueError(f"train: minutes must be positive and finite, got {minutes}")
     require_writable(out, folder=True)
     models = out / "models"
-    name = recipe.removesuffix(CLASSIFIER)
+    name = recipe if recipe in TOKEN_RECIPES else recipe.removesuffix(CLASSIFIER)
     try:
         with bar() as update:
 
@@ -48,7 +58,10 @@ def train(
                 loss = info["loss"]
                 update(f"step {info['step']}  loss {loss:.4f}", 100 * info["share"], 100)
 
-            if recipe == name:
+            if recipe in TOKEN_RECIPES:
+                info = run_tokens(recipe, out, models, data, progress, minutes, device)
+                files = [Path(f) for f in info.pop("models")]
+            elif recipe == name:
                 info = run(recipe, out, data, progress, minutes, device)
                 files = export(out, recipe, models)
             else:
@@ -62,8 +75,10 @@ def train(
         return
     console = Console()
     line = f"{info['step']} steps in {info['seconds']:.0f} s, loss {info['loss']:.4f}"
-    if "accuracy" in info:
-        line += f", test accuracy {info['accuracy']:.4f}"
+    for key, value in info.items():
+        if key.startswith(("accuracy", "test_")):
+            said = key.removeprefix("test_").replace("_", " ")
+            line += f", test {said} {value:.4f}"
     console.print(Text(line), soft_wrap=True)
     for file in files:
         console.print(Text(f"wrote {file}"), soft_wrap=True)

@@ -89,7 +89,8 @@ Rows = Tensor | None
 class Policy(Schedule):
     """Decides which branches are evaluated, and what stands in for those that are not.
 
-    It is offered the branches that the terms before it, and no others, want beside the base.
+    It is offered the branches that the terms before it, and no others, want beside the base;
+    where the base itself is not evaluated (CFG at ``w = 0``) it is offered none.
     What depends on predictions must depend on those that `observe` sees: they are the same on
     every device that takes part, and so are then the decisions.
     """
@@ -261,6 +262,11 @@ class Term(Node, Guide):
         """The branch that is pushed towards."""
         return COND
 
+    @property
+    def looks(self) -> tuple[Branch, ...]:
+        """Branches that it looks at beside those of its differences."""
+        return ()
+
     def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
         planned = []
         for strength, positive, negative in self.differences_at(ctx):
@@ -319,9 +325,13 @@ class Term(Node, Guide):
             part = part.mul_(weight) if isinstance(weight, float) else part * weight
             update = part if update is None else update.add_(part)
             total = total + magnitude(weight)
-        if update is not None and ctx.run.report.record:
+        if update is not None and ctx.run.report.record and not ctx.renoising:
             ctx.run.report.norm(self.label, update)
         return update, total
+
+    def move(self, x: Tensor, ctx: Context, evaluator: Any) -> Tensor:
+        """The sample moved before a step, for terms that enter themselves in `Plan.moves`."""
+        return x
 
     def nodes(self) -> Iterator[Node]:
         yield self

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from fairlead.denoiser import Denoiser, working_dtype
-from fairlead.guidance.branch import COND, Branch, Capture, Maps
+from fairlead.energy.base import Energy, find
+from fairlead.guidance.branch import COND, Branch, Capture, Maps, Predictions
 from fairlead.guidance.report import Report
 from fairlead.schedules import Level
 
 if TYPE_CHECKING:
-    from fairlead.guidance.algebra import Policy
+    from fairlead.guidance.algebra import Policy, Term
 
 Place = tuple[int, ...]
 """Where a node stands in the tree of a guide."""
@@ -41,6 +42,8 @@ class Run:
         steps: Number of steps, if known.
         check: Whether a NaN or infinity in a prediction raises.
         record: Whether the report keeps the norm of each term at each step.
+        levels: The levels that the sampler walks, `steps + 1` of them, if known.
+        energies: Energies by name, for guides that ask for one.
         masks: Masks by name, for guides that act on a region.
         reference: Clean samples that a guide may refer to, such as the source of an edit,
             `(B, ...)`.
@@ -54,6 +57,8 @@ class Run:
         *,
         check: bool = True,
         record: bool = True,
+        levels: Sequence[Level] = (),
+        energies: Mapping[str, Any] | None = None,
         masks: Mapping[str, Tensor] | None = None,
         reference: Tensor | None = None,
     ) -> None:
@@ -63,6 +68,8 @@ class Run:
         self.stage = 0
         self.steps = steps
         self.check = check
+        self.levels = tuple(levels)
+        self.energies = dict(energies or {})
         self.masks = dict(masks or {})
         self.reference = reference
         self.memory: dict[str, Any] = {}
@@ -74,6 +81,14 @@ class Run:
         """Begins the next step."""
         self.step += 1
         self.stage = 0
+
+    def energy(self, owner: str, name: str) -> Energy:
+        """An energy that a guide asks for by name.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        return find(owner, name, self.energies)
 
     def drop_history(self) -> None:
         """Makes a multistep solver begin anew, where the prediction has a jump in time."""
@@ -183,19 +198,28 @@ class Plan:
         read: Branches wanted whatever their coefficient: a rule looks at them.
         renoise: The branch that renoises, if not the guided prediction.
         policies: Policies and their places, outermost first.
+        gradients: Weight of each active term that adds the gradient of an energy, and the branch
+            whose prediction it looks at, by place.
+        through: Branches whose prediction is differentiated in `x`.
+        apart: Whether an active term moves the `denoise` end alone.
+        moves: Terms that move the sample before the step, with their places.
         affine: Whether the prediction is affine in the branches.
         captures: What is kept of the attention of branches.
     """
 
     __slots__ = (
         "affine",
+        "apart",
         "base",
         "captures",
         "coefficients",
+        "gradients",
+        "moves",
         "policies",
         "read",
         "renoise",
         "terms",
+        "through",
     )
 
     def __init__(self, base: Branch = COND) -> None:
@@ -205,6 +229,10 @@ class Plan:
         self.read: set[Branch] = set()
         self.renoise: Branch | None = None
         self.policies: list[tuple[Policy, Place]] = []
+        self.gradients: dict[Place, tuple[Weight, Branch]] = {}
+        self.through: set[Branch] = set()
+        self.apart = False
+        self.moves: list[tuple[Term, Place]] = []
         self.affine = True
         self.captures: dict[Branch, list[Capture]] = {}
 
@@ -248,10 +276,13 @@ class Context:
         place: Where the node that is being asked stands.
         batch: Number of samples.
         ndim: Number of dimensions of `x`.
+        done: Predictions so far, for what depends on them before all are there.
+        renoising: Whether the update that is asked for is that of the `renoise` end.
         conditions: Names of the conditions, where they are known.
         maps: What was kept of the attention of branches at this evaluation.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
+        offered: Branches and rows that each policy was offered, by place.
     """
 
     def __init__(
@@ -280,11 +311,43 @@ class Context:
         self.weight: Weight = 1.0
         self.log_density: Callable[[Branch], Tensor] | None = None
         self.place: Place = ()
+        self.done: Predictions | None = None
+        self.renoising = False
+        self.shifts: dict[Place, Tensor] = {}
+        self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.evaluated: dict[Branch, Tensor | None] = {}
+        self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""
         self.x, self._level, self.start = x, level, start
+
+    def release(self) -> None:
+        """Lets go of what belongs to one evaluation, such as the graph of a prediction."""
+        self.done = None
+        self.shifts.clear()
+        self.graph.clear()
+
+    def pull(self, branch: Branch, cotangent: Tensor) -> Tensor:
+        """`J^T v`, `J` the derivative in `x` of a prediction: one backward through the network.
+
+        Raises:
+            ValueError: The prediction was not evaluated by the network, or has no derivative.
+        """
+        if branch not in self.graph:
+            raise ValueError(
+                f"the guide differentiates the branch {branch.name!r} in x, which needs the "
+                "network: use fl.sample, and no policy that provides this branch"
+            )
+        leaf, prediction = self.graph[branch]
+        if not prediction.requires_grad:
+            raise ValueError(
+                f"the prediction of branch {branch.name!r} has no derivative in x: the network "
+                "must be differentiable, and may not run under torch.no_grad"
+            )
+        self.run.report.backwards += 1
+        (pulled,) = torch.autograd.grad(prediction, leaf, cotangent, retain_graph=True)
+        return pulled
 
     @property
     def level(self) -> Level:
@@ -306,6 +369,12 @@ class Context:
     def sigma(self) -> Weight:
         """Noise level, a number or a tensor that broadcasts against `x`."""
         return self.level.sigma
+
+    @property
+    def target(self) -> Level:
+        """The level at which the step ends; this evaluation's own where it is not known."""
+        levels, step = self.run.levels, self.run.step
+        return levels[step + 1] if 0 <= step < len(levels) - 1 else self.level
 
     @property
     def progress(self) -> float:

@@ -56,7 +56,7 @@ def describe(guide: Guide, report: Report | None = None) -> Description:
     reads: set[Branch] = set()
     parts = []
     for node in guide.nodes():
-        parts.append((node.kind, str(node)))
+        parts.append(("gradient" if getattr(node, "gradient", False) else node.kind, str(node)))
         if isinstance(node, Term):
             for strength, positive, negative in node.differences:
                 for branch, sign in ((positive, 1.0), (negative, -1.0)):

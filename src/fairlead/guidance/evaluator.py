@@ -3,13 +3,15 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fairlead.condition import Condition, concatenate
-from fairlead.denoiser import Denoiser
+from fairlead.denoiser import Denoiser, working_dtype
 from fairlead.guidance.branch import Branch, Maps, Predictions
 from fairlead.guidance.context import Context, Run
 from fairlead.guidance.hooks import Span, perturbed
@@ -46,6 +48,8 @@ class Evaluator:
         models: Further models by name.
         batching: `batched`, or `sequential` for one call a branch.
         max_batch: Most rows in one network call.
+        checkpoint: Whether a prediction that is differentiated is computed again, call by call,
+            in the backward pass, so that the graph of one call is held at a time.
     """
 
     def __init__(
@@ -56,12 +60,14 @@ class Evaluator:
         *,
         batching: Batching = "batched",
         max_batch: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
         self.denoiser = denoiser
         self.states = dict(states)
         self.models = {**denoiser.models, **(models or {})}
         self.batching = batching
         self.max_batch = max_batch
+        self.checkpoint = checkpoint
         self._conditions: dict[Any, Condition] = {}
         self._stacked: dict[tuple[Branch, ...], Condition] = {}
         self._warned: set[str] = set()
@@ -78,10 +84,11 @@ class Evaluator:
             `(B, ...)` for each branch; rows that were not asked for hold the base's.
         """
         stack = self._last_stack
-        if stack is not None and wanted is stack.wanted:
+        if stack is not None and wanted is stack.wanted and not ctx.plan.through:
             return self._again(stack, ctx)
         done: dict[Branch, Tensor] = {}
         ctx.maps = {}
+        ctx.done = Predictions(ctx.plan.base, done, ctx.maps)
         left = dict(wanted)
         while left:
             ready = {b: r for b, r in left.items() if all(n in done for n in b.needs)}
@@ -90,12 +97,29 @@ class Evaluator:
                 raise ValueError(f"evaluator: a branch needs {missing!r}, which is not evaluated")
             by_model: dict[str, dict[Branch, Tensor | None]] = {}
             for branch, rows in ready.items():
-                by_model.setdefault(branch.model, {})[branch] = rows
+                if branch in ctx.plan.through:
+                    self._differentiable(branch, done, ctx)
+                else:
+                    by_model.setdefault(branch.model, {})[branch] = rows
             for name, branches in by_model.items():
                 self._predict(self.model(name), branches, done, ctx)
             left = {b: r for b, r in left.items() if b not in ready}
         self._last_stack = self._plain_stack(wanted, ctx)
         return done
+
+    def _differentiable(self, branch: Branch, done: dict[Branch, Tensor], ctx: Context) -> None:
+        """Predicts a branch and keeps the graph from `x` to it in `ctx.graph`."""
+        x = ctx.x
+        assert x is not None
+        leaf = x.detach().to(working_dtype(x)).requires_grad_()
+        ctx.x = leaf
+        try:
+            with torch.enable_grad():
+                self._predict(self.model(branch.model), {branch: None}, done, ctx, graph=True)
+        finally:
+            ctx.x = x
+        ctx.graph[branch] = (leaf, done[branch])
+        done[branch] = done[branch].detach()
 
     def _plain_stack(self, wanted: dict[Branch, Tensor | None], ctx: Context) -> _Stack | None:
         """The calls for these branches, if they will be the same whenever they are asked."""
@@ -242,6 +266,8 @@ class Evaluator:
         branches: dict[Branch, Tensor | None],
         done: dict[Branch, Tensor],
         ctx: Context,
+        *,
+        graph: bool = False,
     ) -> None:
         assert ctx.x is not None
         if self.batching == "sequential":
@@ -252,7 +278,7 @@ class Evaluator:
             requests = [self._request(b, rows, done, ctx) for b, rows in group.items()]
             for request in requests:
                 ctx.run.report.count(ctx.batch, request.rows)
-            outputs = self._call(denoiser, requests, ctx)
+            outputs = self._call(denoiser, requests, ctx, graph=graph)
             for request, out in zip(requests, outputs, strict=True):
                 for change in request.branch.outputs:
                     out = change(out, ctx)
@@ -274,7 +300,9 @@ class Evaluator:
             x, condition = x[rows], condition.rows(rows)
         return _Request(branch, x, condition, rows)
 
-    def _call(self, denoiser: Denoiser, requests: list[_Request], ctx: Context) -> list[Tensor]:
+    def _call(
+        self, denoiser: Denoiser, requests: list[_Request], ctx: Context, *, graph: bool = False
+    ) -> list[Tensor]:
         if len(requests) == 1:
             x, condition = requests[0].x, requests[0].condition
         else:
@@ -289,10 +317,13 @@ class Evaluator:
                 samples = range(size) if request.rows is None else request.rows.tolist()
                 spans.append(Span(start, samples, request.branch, captures))
             start += size
+        predict = denoiser.predict
+        if graph and self.checkpoint and not spans:  # hooks would be gone when it is repeated
+            predict = partial(checkpoint, denoiser.predict, use_reentrant=False)
         limit = self.max_batch or start
         if start <= limit and not spans:
             ctx.run.report.calls += 1
-            output = denoiser.predict(x, ctx.level, condition)
+            output = predict(x, ctx.level, condition)
             return [output] if len(requests) == 1 else list(torch.split(output, sizes))
         parts = []
         for first in range(0, start, limit):
@@ -303,7 +334,7 @@ class Evaluator:
             level = ctx.level if whole else _rows_of(ctx.level, requests, first, last)
             maps: Maps = {}
             with perturbed(denoiser, local, ctx, last - first, maps):
-                parts.append(denoiser.predict(x if whole else x[first:last], level, chunk))
+                parts.append(predict(x if whole else x[first:last], level, chunk))
             _append(ctx.maps, maps)
             ctx.run.report.calls += 1
         output = parts[0] if len(parts) == 1 else torch.cat(parts)

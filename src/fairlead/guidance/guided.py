@@ -45,11 +45,12 @@ class GuidedModel:
         self.schedule = evaluator.denoiser.schedule
         self.start: Level | None = None
         self.last: Prediction | None = None
+        self.predictions: Predictions | None = None
         self.ctx: Context | None = None
         self.wanted: dict[Branch, Rows] | None = None
+        self.moving = any(getattr(node, "moves", False) for node in guide.nodes())
         self.rewards = dict(rewards or {})
         self._drawn = 0
-        self._predictions: Predictions | None = None
 
     @property
     def step(self) -> int:
@@ -97,7 +98,7 @@ class GuidedModel:
 
     @property
     def parts(self) -> list[tuple[Weight, Tensor]]:
-        predictions, ctx = self._predictions, self.ctx
+        predictions, ctx = self.predictions, self.ctx
         if predictions is None or ctx is None or not ctx.plan.affine:
             raise ValueError(f"{self.guide} is not affine in its branches: leave out its rules")
         values = predictions.values_by_branch
@@ -123,6 +124,9 @@ class GuidedModel:
             ValueError: A condition state, a null, a model, a layer or a mask is missing, or a
                 schedule or policy cannot serve the model or the run.
         """
+        for node in self.guide.nodes():
+            for name in getattr(node, "energies", ()):
+                node.suits(self.run.energy(node.name, name))  # type: ignore[attr-defined]
         require_masks(self.guide, self.run)
         for branch in branches(self.guide):
             denoiser = self.evaluator.model(branch.model)
@@ -147,6 +151,19 @@ class GuidedModel:
         self.start = level
         self._drawn = 0
 
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        """The sample as the step finds it: moved by the terms that act before a step."""
+        if not self.moving:
+            return x
+        ctx = self._context(x, level)
+        self._plan(ctx, 1.0)
+        for term, place in ctx.plan.moves:
+            ctx.place = place
+            x = term.move(x, ctx, self.evaluator)
+            ctx.move(x, level, self.start or level)
+        ctx.release()
+        return x
+
     def noise(self, x: Tensor) -> Tensor:
         """Standard normal noise like `x`, fixed by seed, sample, step and draw."""
         self._drawn += 1
@@ -154,30 +171,41 @@ class GuidedModel:
 
     def __call__(self, x: Tensor, level: Level, *, gain: float = 1.0) -> Prediction:
         """Guided prediction at `x`; `gain` multiplies every weight, 0 is conditional."""
-        run, ctx = self.run, self.ctx
+        run, ctx = self.run, self._context(x, level)
+        if self.wanted is None or gain != 1.0 or not self.guide.steady:
+            wanted = self._plan(ctx, gain)
+        else:
+            wanted = self.wanted
+        run.report.begin(run.step, run.stage, level.t, wanted, ctx.batch)
+        try:
+            if ctx.plan.policies:
+                predictions = under_policies(wanted, ctx, lambda left: self.evaluator(left, ctx))
+            else:
+                values = self.evaluator(wanted, ctx)
+                predictions = Predictions(ctx.plan.base, values, ctx.maps)
+            self.predictions = predictions
+            self.last = finish(self.guide, predictions, ctx)
+        finally:
+            ctx.release()
+        run.stage += 1
+        return self.last
+
+    def _context(self, x: Tensor, level: Level) -> Context:
+        ctx = self.ctx
         if ctx is None or ctx.batch != x.shape[0]:
-            ctx = self.ctx = Context(x, level, run, self.evaluator.denoiser)
+            ctx = self.ctx = Context(x, level, self.run, self.evaluator.denoiser)
             ctx.log_density = partial(self.evaluator.log_density, ctx=ctx)
             ctx.conditions = self.evaluator.conditions
             self.wanted = None
         ctx.move(x, level, self.start or level)
-        if self.wanted is None or gain != 1.0 or not self.guide.steady:
-            ctx.plan = Plan(self.guide.base(ctx))
-            self.guide.plan(ctx, (), gain, ())
-            wanted = rows_to_evaluate(ctx)
-            self.wanted = wanted if gain == 1.0 else None
-        else:
-            wanted = self.wanted
-        run.report.begin(run.step, run.stage, level.t, wanted, ctx.batch)
-        if ctx.plan.policies:
-            predictions = under_policies(wanted, ctx, lambda left: self.evaluator(left, ctx))
-        else:
-            values = self.evaluator(wanted, ctx)
-            predictions = Predictions(ctx.plan.base, values, ctx.maps)
-        self._predictions = predictions
-        self.last = finish(self.guide, predictions, ctx)
-        run.stage += 1
-        return self.last
+        return ctx
+
+    def _plan(self, ctx: Context, gain: float) -> dict[Branch, Rows]:
+        ctx.plan = Plan(self.guide.base(ctx))
+        self.guide.plan(ctx, (), gain, ())
+        wanted = rows_to_evaluate(ctx)
+        self.wanted = wanted if gain == 1.0 else None
+        return wanted
 
 
 def under_policies(
@@ -188,7 +216,7 @@ def under_policies(
     """The predictions of the wanted branches: those that no policy provides are evaluated.
 
     Each policy decides about all its branches at once, the nearest to the terms first. What
-    another branch needs is evaluated all the same.
+    another branch needs, or whose attention is read, is evaluated all the same.
     """
     claims = _claims(wanted, ctx)
     evaluated = ctx.evaluated = _left(wanted, claims, ctx)
@@ -214,6 +242,7 @@ _Claim = tuple[Policy, Place, Rows]
 
 def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
     plan, claims = ctx.plan, dict[Branch, _Claim]()
+    ctx.offered = {}
     if plan.base not in wanted:
         return {}  # nothing to stand on
     for policy, place in reversed(plan.policies):
@@ -221,9 +250,10 @@ def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
         for at, planned in plan.terms.items():
             mine = inside if at[: len(place) + 1] == (*place, 0) else outside
             mine.update(b for _, positive, negative in planned for b in (positive, negative))
-        free = inside - outside - claims.keys()
+        outside.update(branch for _, branch in plan.gradients.values())  # differentiated
+        free = inside - outside - claims.keys() - plan.captures.keys()
         offered = {b: rows for b, rows in wanted.items() if b in free}
-        ctx.place = place
+        ctx.place, ctx.offered[place] = place, offered
         asked = policy.skip(offered, ctx)
         for branch, rows in asked.items():
             if branch not in offered:
@@ -268,6 +298,7 @@ def branches(guide: Guide) -> list[Branch]:
     found = {COND: None}
     for node in guide.nodes():
         if isinstance(node, Term):
+            found |= dict.fromkeys(node.looks)
             for strength, positive, negative in node.differences:
                 if strength != 0.0 or node.claims_renoise:
                     found |= {positive: None, negative: None}
@@ -348,14 +379,17 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
     """
     values = predictions.values_by_branch
     base = predictions.base_branch
+    renoise = None
     if base not in values or not all(
         p in values and n in values for _, p, n in chain.from_iterable(ctx.plan.terms.values())
     ):  # linear, and a branch cancels
         denoise = sum_of([(c, values[b]) for b, c in _affine(ctx.plan).items() if b in values])
     else:
+        renoise = _without_gradients(guide, predictions, ctx) if ctx.plan.apart else None
         update, _ = guide.update(predictions, ctx, ())
         denoise = predictions.base if update is None else predictions.base + update
-    renoise = guide.renoise(predictions, ctx, denoise) if ctx.plan.renoise else None
+    if ctx.plan.renoise:
+        renoise = guide.renoise(predictions, ctx, denoise)
     if ctx.run.check:
         # the norms of the terms, where they are kept, are infected by every branch in them
         seen = ctx.run.report.total_norm() if ctx.plan.affine else None
@@ -365,6 +399,16 @@ def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:
         if not math.isfinite(total.item()):
             _blame(predictions, denoise, ctx)
     return Prediction(denoise, denoise if renoise is None else renoise)
+
+
+def _without_gradients(guide: Guide, predictions: Predictions, ctx: Context) -> Tensor:
+    """The renoise end under terms that move the other end alone: the guide without them."""
+    ctx.renoising = True
+    try:
+        update, _ = guide.update(predictions, ctx, ())
+    finally:
+        ctx.renoising = False
+    return predictions.base if update is None else predictions.base + update
 
 
 def sum_of(parts: list[tuple[float | Tensor, Tensor]]) -> Tensor:

@@ -49,6 +49,9 @@ class Report:
     Attributes:
         entries: One entry an evaluation.
         nfe: Network evaluations so far: a number, or one a sample `(B,)`.
+        backwards: Backward passes through the network, each for all samples.
+        gradients: Gradients of energies, each for all samples.
+        seconds: Wall time of the run, once it has ended.
     """
 
     def __init__(self, record: bool = True) -> None:
@@ -56,6 +59,9 @@ class Report:
         self.entries: list[Entry] = []
         self.nfe: int | Tensor = 0
         self.calls = 0
+        self.backwards = 0
+        self.gradients = 0
+        self.seconds = 0.0
 
     def begin(
         self, step: int, stage: int, t: float, wanted: Mapping[Branch, Any], batch: int
@@ -117,7 +123,10 @@ class Report:
         widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
         lines = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
         nfe = self.nfe if isinstance(self.nfe, int) else self.nfe.double().mean().item()
-        return "\n".join([*lines, f"evaluations per sample: {nfe:g}, network calls: {self.calls}"])
+        cost = f"evaluations per sample: {nfe:g}, network calls: {self.calls}"
+        if self.gradients:
+            cost += f", backward passes: {self.backwards}, energy gradients: {self.gradients}"
+        return "\n".join([*lines, cost])
 
 
 _MARKS = {"evaluated": "x", "skipped": "-"}

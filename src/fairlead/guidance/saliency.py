@@ -79,7 +79,7 @@ class Fusion(Term):
         return ((1.0, self.other[0], self.own[0]), (w - 1, *self.other), (1 - w, *self.own))
 
     def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
-        share = self.weigh(1.0, ctx, gains, gain)
+        share = self.weigh(self.strength_at(ctx), ctx, gains, gain)
         if isinstance(share, float) and share == 0.0:
             return
         planned: list[Planned] = [

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from fairlead.denoiser import Denoiser
 from fairlead.models.classifier import Classifier
 from fairlead.models.dit import DiT
+from fairlead.models.language import CharacterLM
+from fairlead.models.sequence import TokenClassifier, TokenTransformer
 from fairlead.models.unet import UNet
 from fairlead.parameters import nearest
 from fairlead.schedules import EDM, VP, NoiseSchedule, RectifiedFlow
@@ -28,6 +30,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
     "dit": DiT,
     "classifier": Classifier,
+    "token-transformer": TokenTransformer,
+    "token-classifier": TokenClassifier,
+    "language": CharacterLM,
 }
 SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
     "EDM": EDM,
@@ -106,6 +111,19 @@ def classifier(name: Name, *, device: torch.device | str | None = None) -> Class
         known = [n.removesuffix("-classifier") for n in _names() if n.endswith("-classifier")]
         raise ValueError(f"classifier: {path.stem} is none; {nearest(path.stem, known)}")
     return network
+
+
+def network(name: Name, *, device: torch.device | str | None = None) -> nn.Module:
+    """The bare network of a shipped model, or of a file or folder as in `load`.
+
+    Frozen, in evaluation mode, in float32.
+
+    Raises:
+        ValueError: As `load`.
+        FileNotFoundError: As `load`.
+    """
+    path = _locate(name)
+    return _build(path, _read_card(path)).to(device)
 
 
 def reference(name: str) -> dict[str, Tensor]:
@@ -294,5 +312,9 @@ def _build(path: Path, about: Mapping[str, Any]) -> nn.Module:
         tensors[key] = theirs.to(ours.dtype)
         if not theirs.isfinite().all():
             raise ValueError(f"load: {path}: {key} holds nan or inf")
+    if any(b.is_meta and k not in expected for k, b in network.named_buffers()):
+        # buffers that are no weights are made by the constructor; the sizes are known to be right
+        with torch.random.fork_rng():
+            network = NETWORKS[kind](**about.get("config", {}))
     network.load_state_dict(tensors, assign=True)
     return network.eval().requires_grad_(False)

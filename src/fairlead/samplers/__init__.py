@@ -23,6 +23,7 @@ from fairlead.samplers.feynman_kac import FeynmanKac
 from fairlead.samplers.heun import Heun
 from fairlead.samplers.mcmc import MCMC
 from fairlead.samplers.pcg import PCG
+from fairlead.samplers.recurrence import Recurrence
 from fairlead.samplers.steering import Steering
 from fairlead.samplers.svdd import SVDD
 from fairlead.samplers.unipc import UniPC
@@ -44,6 +45,7 @@ __all__ = [
     "Heun",
     "Model",
     "Prediction",
+    "Recurrence",
     "Sampler",
     "Steering",
     "UniPC",

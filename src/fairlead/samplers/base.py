@@ -56,6 +56,10 @@ class Model(Protocol):
         """Standard normal noise like `x`; fresh at each call, fixed by seed and sample."""
         ...
 
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        """The sample as the step finds it, for guides that move it before each step."""
+        ...
+
     @property
     def parts(self) -> list[tuple[float | Tensor, Tensor]]:
         """Coefficient and clean estimate of each branch of the last prediction; they sum to 1.
@@ -130,6 +134,10 @@ class Sampler(ABC):
     @abstractmethod
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
         """From `x` at level `s` to the less noisy level `t`."""
+
+    def walk(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """A step with what the guide does before it; samplers that repeat steps override it."""
+        return self.step(model, model.enter(x, s), s, t)
 
     def check(self, model: Model) -> None:  # noqa: B027  most samplers ask for nothing
         """Refuses a model that lacks what the sampler will ask for, before the first step.

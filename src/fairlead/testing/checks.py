@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
+from fairlead.energy import Classifier, Energy, Linear, Symmetry
 from fairlead.guidance.algebra import Guide, Rule, Term
 from fairlead.guidance.branch import Branch, Predictions, Transform
 from fairlead.guidance.combine import combine
@@ -34,6 +35,16 @@ CHECKS: dict[str, Check] = {}
 """Every check by name."""
 
 LABELS = [3, 5, 8]
+
+ENERGIES: dict[str, Energy] = {
+    "measurement": Linear(lambda z: z.flatten(2).mean(2), [0.3, -0.2], noise=0.5),
+    "classifier": Classifier(
+        lambda z: torch.stack([z.mean((1, 2, 3)), z[..., 0].square().mean((1, 2))], 1), label=1
+    ),
+    "symmetry": Symmetry(),
+}
+"""Energies that guides find here by name."""
+
 STEPS = 3
 
 
@@ -53,7 +64,7 @@ def draw(
 ) -> Result:
     """Samples under a guide, labels fixed by the index of the sample."""
     denoiser = denoiser or tiny_denoiser()
-    options = {"sampler": "heun", "steps": STEPS, "record": False, **options}
+    options = {"sampler": "heun", "steps": STEPS, "record": False, "energies": ENERGIES, **options}
     label = {"label": LABELS[first : first + n]}
     states = {"negative": {"label": [(i + 1) % 10 for i in label["label"]]}}
     return sample(denoiser, label, guide=guide, first=first, n=n, states=states, **options)
@@ -76,6 +87,7 @@ def model_of(guide: Guide, run: Run, n: int = 2, denoiser: Denoiser | None = Non
         "cond": Condition({"label": LABELS[:n]}),
         "negative": Condition({"label": [i + 1 for i in LABELS[:n]]}),
     }
+    run.energies = {**ENERGIES, **run.energies}
     return GuidedModel(guide, Evaluator(denoiser or tiny_denoiser(), states), run)
 
 
@@ -315,6 +327,8 @@ def memory_once_a_step(subject: Subject) -> None:
 @check
 def compile(subject: Subject) -> None:
     """The arithmetic of the combine is one graph for `torch.compile`."""
+    if any(getattr(node, "gradient", False) for node in subject.guide.nodes()):
+        raise NotApplicable("it differentiates an energy in the combine")
     run = Run(0, range(2), STEPS, check=False, record=False)
     run.advance()
     guide, level = subject.guide, EDM().level(2.0)

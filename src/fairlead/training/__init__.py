@@ -3,16 +3,22 @@
 from fairlead.training.classifier import run_classifier, train_classifier
 from fairlead.training.export import export
 from fairlead.training.recipes import RECIPES, Training, run
-from fairlead.training.trainer import Recipe, edm_loss, train
+from fairlead.training.sequences import TOKEN_RECIPES, TokenTraining, run_tokens
+from fairlead.training.trainer import Budget, Recipe, edm_loss, fit, train
 
 __all__ = [
     "RECIPES",
+    "TOKEN_RECIPES",
+    "Budget",
     "Recipe",
+    "TokenTraining",
     "Training",
     "edm_loss",
     "export",
+    "fit",
     "run",
     "run_classifier",
+    "run_tokens",
     "train",
     "train_classifier",
 ]

@@ -1,5 +1,8 @@
 """Policies: which branches are evaluated, and what stands in for the others."""
 
 from fairlead.guidance.policies.adaptive import AdaptiveGuidance
+from fairlead.guidance.policies.cache import Cache
+from fairlead.guidance.policies.linear import LinearGuidance
+from fairlead.guidance.policies.rcfg import ResidualCFG
 
-__all__ = ["AdaptiveGuidance"]
+__all__ = ["AdaptiveGuidance", "Cache", "LinearGuidance", "ResidualCFG"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from fairlead.guidance.algebra import Context, Gains, Place, Range, register
+from fairlead.guidance.algebra import Context, Range, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.saliency import Fusion, more_salient
 
@@ -73,9 +73,8 @@ class FaceDiffuser(Fusion):
             Branch(f"{self.model} text", model=self.model),
         )
 
-    def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
-        if ctx.fraction > self.text_until:
-            super().plan(ctx, gains, gain, place)
+    def strength_at(self, ctx: Context) -> float:
+        return 1.0 if ctx.fraction > self.text_until else 0.0
 
     def wholly(self, ctx: Context) -> bool:
         return ctx.fraction > self.fuse_until

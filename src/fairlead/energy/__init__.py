@@ -1,0 +1,31 @@
+"""Energies: what guides steer by. Lower is better; minus a log-probability, where it is one.
+
+>>> import torch, fairlead as fl
+>>> y = fl.energy.Linear(torch.tensor([[1.0, 0.7]]), torch.tensor([1.0]), noise=0.5)
+>>> guide = fl.ClassifierGuidance(y, 0.5)
+>>> str(guide)
+"classifier_guidance('linear', scale=0.5)"
+"""
+
+from fairlead.energy.base import Energy, Function, Judge
+from fairlead.energy.classifier import Classifier, Similarity
+from fairlead.energy.images import Colour, Palette, Symmetry
+from fairlead.energy.linear import Linear, blur, downsampling, inpainting, projections
+from fairlead.energy.posterior import Posterior
+
+__all__ = [
+    "Classifier",
+    "Colour",
+    "Energy",
+    "Function",
+    "Judge",
+    "Linear",
+    "Palette",
+    "Posterior",
+    "Similarity",
+    "Symmetry",
+    "blur",
+    "downsampling",
+    "inpainting",
+    "projections",
+]

@@ -1,0 +1,67 @@
+"""Corruption and its bounds: shares of clean tokens, and the limit of the discrete-time KL."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fairlead.discrete import Masked, Uniform
+
+
+@pytest.mark.parametrize("process", [Masked(4), Uniform(4), Masked(4, eps=0.0)])
+def test_corruption_keeps_the_share_that_it_says(process):
+    g = torch.Generator().manual_seed(0)
+    x, t = torch.full((3, 40_000), 2), torch.tensor([0.0, 0.4, 1.0])
+    z = process.corrupt(x, t, g)
+    noise = 0.0 if process.mask else 0.25
+    expected = process.a(t) * (1 - noise) + noise
+    assert_close((z == 2).double().mean(1).float(), expected, rtol=0, atol=0.01)  # sd 0.0025
+    assert process.size == 4 + (process.mask is not None)
+    assert z.max() < process.size
+
+
+def reverse(a_s, a_t, x, i):
+    """q(z_s | z_t = i, x) of the uniform process, by Bayes; x is a distribution."""
+    k, ratio = len(x), a_t / a_s
+    e = torch.eye(k, dtype=x.dtype)[i]
+    p = (ratio * e + (1 - ratio) / k) * (a_s * x + (1 - a_s) / k)
+    return p / p.sum()
+
+
+def test_uniform_bound_is_the_limit_of_the_divergence():
+    process, n, g = Uniform(5), 100_000, torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 5, generator=g, dtype=torch.float64)
+    x, z, t = torch.tensor([[0, 1, 4]]), torch.tensor([[0, 2, 3]]), torch.tensor([0.37])
+    t = t.double()
+    loss = process.loss(logits, x, z, t)
+    for place in range(3):
+        a_s, a_t = float(process.a(t - 1 / n)), float(process.a(t))
+        true = reverse(a_s, a_t, torch.eye(5).double()[x[0, place]], z[0, place])
+        ours = reverse(a_s, a_t, logits[0, place].softmax(-1), z[0, place])
+        divergence = n * (true * (true / ours).log()).sum()
+        assert_close(loss[0, place], divergence, rtol=1e-3, atol=1e-4)  # the error is of order 1/n
+
+
+def test_uniform_bound_vanishes_for_the_truth():
+    x, z = torch.tensor([[0, 1]]), torch.tensor([[2, 1]])
+    logits = 60 * torch.eye(3)[x].double()
+    assert_close(
+        Uniform(3).loss(logits, x, z, torch.tensor([0.5])),
+        torch.zeros(1, 2).double(),
+        atol=1e-9,
+        rtol=0,
+    )
+
+
+def test_masked_bound_by_hand():
+    logits = torch.tensor([[[0.0, 0.0], [0.0, 0.0]]])
+    loss = Masked(2, eps=0.0).loss(
+        logits, torch.tensor([[0, 1]]), torch.tensor([[2, 1]]), torch.tensor([0.25])
+    )
+    assert_close(loss, torch.tensor([[4 * 0.6931472, 0.0]]))  # log 2 / t, only where masked
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match=r"masked: tokens must be in \[1, inf\], got 0"):
+        Masked(0)
+    with pytest.raises(ValueError, match=r"uniform: eps must be in \[0, 1\), got 1"):
+        Uniform(3, eps=1)

@@ -1,0 +1,34 @@
+"""Molecules: what RDKit reads, counts and means; what it cannot read only counts."""
+
+import pytest
+from torch.testing import assert_close
+
+from fairlead.metrics.molecules import describe, evaluate
+
+pytest.importorskip("rdkit")
+
+
+@pytest.mark.parametrize("smiles", ["", "C((", "no molecule", "C1CC", "[", "C" * 3 + "(=O)(=O)=O"])
+def test_what_does_not_parse_is_none(smiles):
+    assert describe(smiles) is None
+
+
+def test_describe():
+    found = describe("OC1CC1")
+    assert (found.smiles, found.rings) == ("OC1CC1", 1)
+    assert 0 < found.qed < 1
+
+
+def test_counts_by_hand():
+    smiles = ["CCO", "OCC", "C1CC1", "C((", ""]
+    report = evaluate(smiles, known=["CCO"])
+    assert (report.n, report.valid, report.unique, report.novel) == (5, 3, 2, 1)
+    assert_close(report.qed, describe("C1CC1").qed)
+    assert report.rings == 1.0
+    free = evaluate(smiles)
+    assert (free.novel, free.rings) == (None, 0.5)
+
+
+def test_nothing_at_all():
+    report = evaluate(["C(("], known=[])
+    assert (report.valid, report.unique, report.novel, report.qed) == (0, 0, 0, None)
