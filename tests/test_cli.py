@@ -122,7 +122,7 @@ class TestMethods:
             "1.0",
             "term",
         )
-        assert rows["cfg"]["domains"] == ["continuous", "logprob"]
+        assert rows["cfg"]["domains"] == ["continuous", "logprob", "posterior", "rates", "simplex"]
         assert "arXiv:2207.12598" in rows["cfg"]["source"]
         assert rows["heun"]["nfe"] == 2
         assert rows["apg"]["nfe"] == 0

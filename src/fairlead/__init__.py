@@ -17,6 +17,7 @@ from fairlead.guidance.combine import combine
 from fairlead.guidance.context import Context, Run
 from fairlead.guidance.energy import *  # noqa: F403
 from fairlead.guidance.energy import __all__ as _energy
+from fairlead.guidance.parallel import Parallel
 from fairlead.guidance.policies import *  # noqa: F403
 from fairlead.guidance.policies import __all__ as _policies
 from fairlead.guidance.rules import *  # noqa: F403
@@ -28,6 +29,7 @@ from fairlead.guidance.weight_schedules import *  # noqa: F403
 from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
 from fairlead.models.zoo import load
 from fairlead.sampling import Interrupted, Result, Step, sample
+from fairlead.stages import Stage, sample_stages
 from fairlead.text import TextError
 
 __version__ = "0.1.0"
@@ -40,11 +42,13 @@ __all__ = [
     "Guide",
     "Interrupted",
     "MixtureDenoiser",
+    "Parallel",
     "Policy",
     "Result",
     "Rule",
     "Run",
     "Schedule",
+    "Stage",
     "Step",
     "Term",
     "TextError",
@@ -60,6 +64,7 @@ __all__ = [
     "prediction",
     "register",
     "sample",
+    "sample_stages",
     "samplers",
     "schedules",
     *_energy,

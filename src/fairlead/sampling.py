@@ -1,7 +1,7 @@
 """`fl.sample`: from a denoiser and a guide to samples."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from fairlead.guidance.context import Run
 from fairlead.guidance.evaluator import Batching, Evaluator
 from fairlead.guidance.guided import GuidedModel, Reward
 from fairlead.guidance.masks import fitted
+from fairlead.guidance.parallel import Parallel, ParallelEvaluator
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose
@@ -97,6 +98,7 @@ def sample(
     seed: int = 0,
     first: int = 0,
     spacing: Spacing | None = None,
+    levels: Sequence[Level] | None = None,
     negative: Mapping[str, Any] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
     models: Mapping[str, Denoiser] | None = None,
@@ -105,7 +107,7 @@ def sample(
     masks: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
     reference: Tensor | None = None,
-    batching: Batching = "batched",
+    batching: Batching | Parallel = "batched",
     max_batch: int | None = None,
     checkpoint: bool = False,
     callback: Callable[[Step], None] | None = None,
@@ -113,6 +115,7 @@ def sample(
     check: bool = True,
     record: bool = True,
     dtype: torch.dtype = torch.float32,
+    run: Run | None = None,
 ) -> Result:
     """Samples from a denoiser under a guide.
 
@@ -130,6 +133,7 @@ def sample(
         seed: Seed of all random draws.
         first: Index of the first sample.
         spacing: How the levels are spread; default: the schedule's own.
+        levels: The levels to walk, noisiest first, instead of a grid of `steps`.
         negative: Negative condition: short for `states={"negative": ...}`.
         states: Further conditions by name, for branches that ask for them. A name that one of
             them lacks keeps the value of `condition`; an empty one asks for nothing.
@@ -140,11 +144,12 @@ def sample(
             choose among samples, such as `steering`.
         masks: Masks by name, for guides that act on a region, in [0, 1]: shaped like one sample,
             or like the batch, sizes of 1 where they do not change.
-        x: Where to start, at the grid's first level, instead of noise.
+        x: Where to start, at the first level, instead of noise.
         reference: Clean samples that the guide refers to, such as the images that are edited;
             as many as are drawn, or one for all.
         batching: `batched`: branches that share a model in one call; `sequential`: one call a
-            branch.
+            branch; `parallel`, or a `Parallel`: branches on the processes of `torch.distributed`,
+            all of which call this with the same arguments.
         max_batch: Most rows in one network call.
         checkpoint: Whether guides that differentiate the network compute it again, call by call,
             in the backward pass: with `max_batch` the memory is that of one call's graph.
@@ -153,6 +158,8 @@ def sample(
         check: Whether a NaN or infinity raises, naming branch and step.
         record: Whether the report keeps the norm of each term at each step.
         dtype: `float32`, or `float64`.
+        run: Memory to go on with; its own seed, indices, steps, energies, masks, reference,
+            `check` and `record` count. Default: a fresh one.
 
     Returns:
         A `Result` with `.x`, `.nfe` and `.report`.
@@ -172,7 +179,8 @@ def sample(
     """
     guide = parse(guide)
     rule = get_sampler(sampler)
-    choose("sample", "batching", batching, ("batched", "sequential"))
+    if not isinstance(batching, Parallel):
+        choose("sample", "batching", batching, ("batched", "sequential", "parallel"))
     for name, value in (("steps", steps), ("max_batch", max_batch), ("n", n)):
         absent = value is None and name != "steps"
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -191,7 +199,9 @@ def sample(
     conditions = {k: c.expand(size[0]).to(device) for k, c in conditions.items()}
     for given_condition in conditions.values():
         denoiser.check(given_condition)
-    levels = denoiser.schedule.grid(steps, spacing)
+    if levels is None:
+        levels = denoiser.schedule.grid(steps, spacing)
+    check_levels("sample: ", levels)
     like = torch.empty(size, dtype=dtype, device=device)
     if reference is not None:
         if tuple(reference.shape) not in (size, (1, *size[1:])):
@@ -200,25 +210,26 @@ def sample(
                 f"got {tuple(reference.shape)}"
             )
         reference = reference.to(device, dtype).expand(size)
-    run = Run(
-        seed,
-        range(first, first + size[0]),
-        steps,
-        check=check,
-        record=record,
-        levels=levels,
-        energies=energies,
-        masks=fitted(masks or {}, like),
-        reference=reference,
-    )
-    evaluator = Evaluator(
-        denoiser,
-        conditions,
-        models,
-        batching=batching,
-        max_batch=max_batch,
-        checkpoint=checkpoint,
-    )
+    if run is None:
+        run = Run(
+            seed,
+            range(first, first + size[0]),
+            len(levels) - 1,
+            check=check,
+            record=record,
+            levels=levels,
+            energies=energies,
+            masks=fitted(masks or {}, like),
+            reference=reference,
+        )
+    options: dict[str, Any] = {"max_batch": max_batch, "checkpoint": checkpoint}
+    if batching == "parallel" or isinstance(batching, Parallel):
+        spread = batching if isinstance(batching, Parallel) else Parallel()
+        evaluator: Evaluator = ParallelEvaluator(
+            denoiser, conditions, models, parallel=spread, **options
+        )
+    else:
+        evaluator = Evaluator(denoiser, conditions, models, batching=batching, **options)
     model = GuidedModel(guide, evaluator, run, rewards)
     model.check()
     rule.check(model)
@@ -229,7 +240,7 @@ def sample(
         x = x.clone() if x.is_inference() else x
     reached, began = levels[0], time.perf_counter()
     try:
-        with torch.no_grad(), _bar(progress, steps) as tick:
+        with torch.no_grad(), _bar(progress, len(levels) - 1) as tick:
             for s, t in pairwise(levels):
                 model.begin(s)
                 x = rule.walk(model, x, s, t)
@@ -238,7 +249,7 @@ def sample(
                 if callback is not None:
                     denoised = model.last.denoise if model.last else x
                     seen = _seen(model)
-                    callback(Step(run.step, steps, t, x, denoised, run.report, *seen))
+                    callback(Step(run.step, run.steps, t, x, denoised, run.report, *seen))
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, Interrupted):
             raise
@@ -271,6 +282,16 @@ def _result(x: Tensor, model: GuidedModel, level: Level) -> Result:
     log_weights = model.carried.get("log_weights")
     weights = None if log_weights is None else shares(log_weights, model.groups)
     return Result(x, nfe, report, model.guide, level, weights)
+
+
+def check_levels(owner: str, levels: Sequence[Level]) -> None:
+    """Refuses levels that a sampler cannot walk."""
+    rises = [b.log_snr > a.log_snr for a, b in pairwise(levels)]
+    if not rises or not all(rises):
+        raise ValueError(
+            f"{owner}levels must be at least two, each less noisy than the one before, got "
+            f"t = {', '.join(f'{level.t:g}' for level in levels)}"
+        )
 
 
 def _shape(

@@ -167,7 +167,8 @@ def test_schedules_multiply():
 
 
 def test_domains_and_their_error():
-    assert fl.CFG(2.0).domains == {"continuous", "logprob"}
+    tokens = {"logprob", "posterior", "rates", "simplex"}
+    assert fl.CFG(2.0).domains == {"continuous"} | tokens
     assert (fl.CFG(2.0) | fl.APG()).domains == {"continuous"}
     values = {"cond": torch.zeros(1, 3), "null": torch.zeros(1, 3)}
     with pytest.raises(ValueError, match="apg: does not serve the domain 'logprob'"):

@@ -16,6 +16,7 @@ from fairlead.exact.recursions import (
     euler_sde_variance,
     t1_levels,
 )
+from fairlead.exact.reflected import ReflectedMixture
 from fairlead.exact.tilted import TiltedDensity, Weighted, tilted_samples
 from fairlead.exact.tree import Tree, fractal_tree
 from fairlead.metrics.bootstrap import Estimate
@@ -28,6 +29,7 @@ __all__ = [
     "GaussianPair",
     "LabelledDenoiser",
     "LabelledMixture",
+    "ReflectedMixture",
     "TiltedDensity",
     "Tree",
     "Weighted",

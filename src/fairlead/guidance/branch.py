@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fairlead.attention import Attended, AttentionLayer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
+from fairlead.guidance.replacing import Replacement
 from fairlead.parameters import nearest
 
 if TYPE_CHECKING:
@@ -50,6 +51,17 @@ class Perturbation(ABC):
 
         `rows` are the samples of the batch that these rows belong to.
         """
+
+    def on(
+        self,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        output: Tensor,
+        rows: Sequence[int],
+        ctx: "Context",
+    ) -> Tensor:
+        """The same, for perturbations that look at the module; by default they do not."""
+        return self(inputs, output, rows, ctx)
 
 
 class Output(ABC):
@@ -128,7 +140,7 @@ class Branch:
     taken: tuple[tuple[str, str], ...] = ()
     model: str = ""
     transforms: tuple[Transform, ...] = ()
-    perturbations: tuple[Perturbation | AttentionPerturbation, ...] = ()
+    perturbations: tuple[Perturbation | AttentionPerturbation | Replacement, ...] = ()
     needs: tuple["Branch", ...] = ()
     point: Point | None = None
     outputs: tuple[Output, ...] = ()

@@ -3,20 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fairlead.denoiser import level_of, working_dtype
 from fairlead.guidance.algebra import Guide, Rows
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.context import Context, Plan, Run
+from fairlead.guidance.domains import DOMAINS, NORMALISE, Normalise, enter, leave
 from fairlead.guidance.guided import finish, rows_to_evaluate, under_policies
 from fairlead.guidance.masks import fitted, require_masks
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose, nearest
 from fairlead.schedules import Level, NoiseSchedule
-
-DOMAINS = ("continuous", "logprob")
 
 
 def combine(
@@ -28,6 +26,7 @@ def combine(
     schedule: NoiseSchedule | None = None,
     run: Run | None = None,
     domain: str = "continuous",
+    normalise: Normalise | None = None,
     masks: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """One step of a guide on given predictions, without a network.
@@ -36,12 +35,17 @@ def combine(
         guide: A guide or its text.
         predictions: By branch name (`cond`, `null`, `pag`, ...; those that a policy provides are
             not needed), each `(B, ...)`: clean estimates (any prediction space will do where no
-            rule measures lengths), or log-probabilities over the last dimension.
+            rule measures lengths), or what the domain says over the last dimension.
         x: The noisy sample, for guides that need it.
         t: Its time in the schedule's units: a number, `(B,)`, or a `Level`.
         schedule: The noise schedule that `t` belongs to.
         run: Memory from step to step; each call with it is one step. Default: a fresh one.
-        domain: `continuous`, or `logprob` (the result is normalised).
+        domain: `continuous`; or over a vocabulary, the last dimension: `logprob` and `posterior`
+            (log-probabilities in and out), `rates` (rates in and out, combined as logarithms) or
+            `simplex` (probabilities in and out, combined as they are).
+        normalise: `softmax` (the default of `logprob` and `posterior`), `column` (rates keep the
+            total of `cond`), `project` (onto the simplex, the default of `simplex`), or `none`
+            (the default of `rates`).
         masks: Masks by name, for guides that act on a region.
 
     Returns:
@@ -49,7 +53,8 @@ def combine(
 
     Raises:
         ValueError: A branch that the guide asks for is missing; shapes differ; the guide does
-            not serve the domain; `x`, `t` or `schedule` are needed but missing.
+            not serve the domain; `x`, `t` or `schedule` are needed but missing; a row of
+            probabilities adds up to 0.
 
     Example:
         >>> import torch, fairlead as fl
@@ -59,9 +64,12 @@ def combine(
     """
     guide = parse(guide)
     choose("combine", "domain", domain, DOMAINS)
+    normalise = normalise or NORMALISE[domain][0]
+    choose("combine", "normalise", normalise, NORMALISE[domain])
     guide.require(domain)
     if not predictions:
         raise ValueError("combine: predictions are empty; give at least 'cond'")
+    predictions = {k: enter(v, domain, k) for k, v in predictions.items()}
     shapes = {k: tuple(v.shape) for k, v in predictions.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"combine: predictions differ in shape: {shapes}")
@@ -80,7 +88,7 @@ def combine(
     run.report.begin(run.step, run.stage, t, wanted, ctx.batch)
     given = under_policies(wanted, ctx, lambda left: _given(left, predictions))
     result = finish(guide, given, ctx).denoise
-    return torch.log_softmax(result, -1) if domain == "logprob" else result
+    return leave(result, domain, normalise, predictions.get("cond"))
 
 
 def _given(

@@ -94,6 +94,11 @@ class Run:
         """Makes a multistep solver begin anew, where the prediction has a jump in time."""
         self.memory.clear()
 
+    def forget(self) -> None:
+        """Empties every slot and the history of multistep solvers."""
+        self._slots.clear()
+        self.memory.clear()
+
     def recall(self, key: Any, default: Any) -> Any:
         """A slot as the last step left it, whatever this step has written since."""
         if key not in self._slots:
@@ -135,6 +140,16 @@ class Run:
             row.normal_(generator=generator.manual_seed(_mix(self.seed, index, step, tag, count)))
         return noise.to(like)
 
+    def rand(self, like: Tensor, key: str, count: int = 0) -> Tensor:
+        """Uniform numbers in (0, 1) shaped like `like`, in float64, as `normal` draws them."""
+        tag = zlib.crc32(key.encode())
+        drawn = torch.empty(like.shape, dtype=torch.float64)
+        generator = torch.Generator()
+        for row, index in zip(drawn, self._indices(len(like)), strict=True):
+            seed = _mix(self.seed, index, self.step, tag, count)
+            row.uniform_(generator=generator.manual_seed(seed))
+        return drawn.clamp_(min=2.0**-53).to(like.device)
+
     def integers(self, batch: int, high: int, key: str) -> Tensor:
         """One uniform integer in [0, high) a sample, a function of seed, sample, step and key."""
         tag = zlib.crc32(key.encode())
@@ -154,6 +169,7 @@ class Run:
         """Makes row `i` of all that is remembered that of sample `index[i]`."""
         self._slots = {k: (v[0], *_rows(v[1:], index)) for k, v in self._slots.items()}
         self.memory = _rows(self.memory, index)
+        self.reference = _rows(self.reference, index)
         self.carried = _rows(self.carried, index)
 
     def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
@@ -275,7 +291,7 @@ class Context:
         log_density: Log density of `x` under a branch, `(B,)`; `None` in `fl.combine`.
         place: Where the node that is being asked stands.
         batch: Number of samples.
-        ndim: Number of dimensions of `x`.
+        ndim: Number of dimensions of a prediction.
         done: Predictions so far, for what depends on them before all are there.
         renoising: Whether the update that is asked for is that of the `renoise` end.
         conditions: Names of the conditions, where they are known.
@@ -283,6 +299,7 @@ class Context:
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
         offered: Branches and rows that each policy was offered, by place.
+        scratch: What is handed from the evaluation to `Policy.observe`; empty at its start.
     """
 
     def __init__(
@@ -304,7 +321,9 @@ class Context:
         self.denoiser = denoiser
         self._like = like  # where there is no x: a prediction, for dtype and device
         self.batch = batch if x is None else x.shape[0]
-        self.ndim = ndim if x is None else x.ndim
+        # predictions over a vocabulary have one dimension more than the tokens
+        tokens = x is not None and not x.is_floating_point()
+        self.ndim = ndim if x is None else x.ndim + tokens
         self.conditions: frozenset[str] = frozenset()
         self.plan = Plan()
         self.maps: Maps = {}
@@ -317,6 +336,7 @@ class Context:
         self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.evaluated: dict[Branch, Tensor | None] = {}
         self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
+        self.scratch: dict[Any, Any] = {}
 
     def move(self, x: Tensor, level: Level, start: Level) -> None:
         """Makes this the context of the next evaluation of a batch of the same shape."""
@@ -419,6 +439,8 @@ class Context:
             )
         like = self.x if self._like is None else self._like
         dtype = torch.float32 if like is None else working_dtype(like)
+        if like is not None and not like.is_floating_point():
+            dtype = torch.float64  # tokens: log-probabilities are
         device = None if like is None else like.device
         weight = torch.tensor(values, dtype=dtype, device=device)
         return weight.reshape(-1, *[1] * (self.ndim - 1))

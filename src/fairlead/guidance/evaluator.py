@@ -18,7 +18,7 @@ from fairlead.guidance.hooks import Span, perturbed
 from fairlead.parameters import nearest
 from fairlead.schedules import Level
 
-Batching = Literal["batched", "sequential"]
+Batching = Literal["batched", "sequential", "parallel"]
 
 
 @dataclass
@@ -95,17 +95,26 @@ class Evaluator:
             if not ready:
                 missing = next(n.name for b in left for n in b.needs if n not in done)
                 raise ValueError(f"evaluator: a branch needs {missing!r}, which is not evaluated")
-            by_model: dict[str, dict[Branch, Tensor | None]] = {}
-            for branch, rows in ready.items():
-                if branch in ctx.plan.through:
-                    self._differentiable(branch, done, ctx)
-                else:
-                    by_model.setdefault(branch.model, {})[branch] = rows
-            for name, branches in by_model.items():
-                self._predict(self.model(name), branches, done, ctx)
+            self._predict_all(ready, done, ctx)
             left = {b: r for b, r in left.items() if b not in ready}
         self._last_stack = self._plain_stack(wanted, ctx)
         return done
+
+    def _predict_all(
+        self,
+        branches: dict[Branch, Tensor | None],
+        done: dict[Branch, Tensor],
+        ctx: Context,
+    ) -> None:
+        """Predicts branches that need no others, into `done`."""
+        by_model: dict[str, dict[Branch, Tensor | None]] = {}
+        for branch, rows in branches.items():
+            if branch in ctx.plan.through:
+                self._differentiable(branch, done, ctx)
+            else:
+                by_model.setdefault(branch.model, {})[branch] = rows
+        for name, chosen in by_model.items():
+            self._predict(self.model(name), chosen, done, ctx)
 
     def _differentiable(self, branch: Branch, done: dict[Branch, Tensor], ctx: Context) -> None:
         """Predicts a branch and keeps the graph from `x` to it in `ctx.graph`."""
@@ -135,6 +144,8 @@ class Evaluator:
             )
             or ctx.plan.captures
         ):
+            return None
+        if isinstance(ctx.level.t, Tensor):  # a level a sample, to be stacked like the samples
             return None
         models = {b.model for b in wanted}
         conditions = [self.check(b, ctx.run) for b in wanted]
@@ -284,7 +295,7 @@ class Evaluator:
                     out = change(out, ctx)
                 if request.rows is not None:
                     base = done.get(ctx.plan.base)
-                    whole = torch.zeros_like(ctx.x, dtype=out.dtype) if base is None else base
+                    whole = out.new_zeros(ctx.batch, *out.shape[1:]) if base is None else base
                     out = whole.index_copy(0, request.rows, out)
                 done[request.branch] = out
 
@@ -323,7 +334,7 @@ class Evaluator:
         limit = self.max_batch or start
         if start <= limit and not spans:
             ctx.run.report.calls += 1
-            output = predict(x, ctx.level, condition)
+            output = predict(x, _rows_of(ctx.level, requests, 0, start), condition)
             return [output] if len(requests) == 1 else list(torch.split(output, sizes))
         parts = []
         for first in range(0, start, limit):
@@ -331,7 +342,7 @@ class Evaluator:
             local = [s for span in spans if (s := span.within(first, last))]
             whole = first == 0 and last == start
             chunk = condition if whole else condition.rows(slice(first, last))
-            level = ctx.level if whole else _rows_of(ctx.level, requests, first, last)
+            level = _rows_of(ctx.level, requests, first, last)
             maps: Maps = {}
             with perturbed(denoiser, local, ctx, last - first, maps):
                 parts.append(predict(x if whole else x[first:last], level, chunk))
@@ -367,6 +378,8 @@ def _append(maps: Maps, more: Maps) -> None:
 def _rows_of(level: Level, requests: list[_Request], first: int, last: int) -> Level:
     """The level of a span of the stacked rows, where it differs between samples."""
     if not isinstance(level.t, Tensor):
+        return level
+    if len(requests) == 1 and requests[0].rows is None and last - first == len(level.t):
         return level
     index = torch.cat(
         [torch.arange(len(level.t)) if r.rows is None else r.rows.cpu() for r in requests]

@@ -216,8 +216,10 @@ def under_policies(
     """The predictions of the wanted branches: those that no policy provides are evaluated.
 
     Each policy decides about all its branches at once, the nearest to the terms first. What
-    another branch needs, or whose attention is read, is evaluated all the same.
+    another branch needs, whose attention is read or whose gradient is taken, is evaluated all
+    the same.
     """
+    ctx.scratch = {}
     claims = _claims(wanted, ctx)
     evaluated = ctx.evaluated = _left(wanted, claims, ctx)
     values = evaluate(evaluated)
@@ -251,7 +253,7 @@ def _claims(wanted: dict[Branch, Rows], ctx: Context) -> dict[Branch, _Claim]:
             mine = inside if at[: len(place) + 1] == (*place, 0) else outside
             mine.update(b for _, positive, negative in planned for b in (positive, negative))
         outside.update(branch for _, branch in plan.gradients.values())  # differentiated
-        free = inside - outside - claims.keys() - plan.captures.keys()
+        free = inside - outside - claims.keys() - plan.captures.keys() - plan.through
         offered = {b: rows for b, rows in wanted.items() if b in free}
         ctx.place, ctx.offered[place] = place, offered
         asked = policy.skip(offered, ctx)

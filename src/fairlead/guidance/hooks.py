@@ -13,6 +13,7 @@ from fairlead.attention import Attended, Edit, attending
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.branch import AttentionPerturbation, Branch, Capture, Maps, Perturbation
 from fairlead.guidance.context import Context
+from fairlead.guidance.replacing import Replacement, replacing
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ def perturbed(
                     for module in perturbation.modules(denoiser):
                         handle = _install(module, span, perturbation, ctx)
                         stack.callback(handle.remove)
+        parts = [
+            (span.start, span.samples, p)
+            for span in spans
+            for p in span.branch.perturbations
+            if isinstance(p, Replacement)
+        ]
+        if parts:
+            stack.enter_context(replacing(denoiser, parts, ctx, batch))
         if edits:
             spatial = denoiser.grid or (() if ctx.x is None else tuple(ctx.x.shape[2:]))
             stack.enter_context(attending(edits, batch, spatial))
@@ -65,11 +74,11 @@ def perturbed(
 def _install(module: nn.Module, span: Span, perturbation: Perturbation, ctx: Context) -> Any:
     first, last, thread = span.start, span.stop, threading.get_ident()
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if threading.get_ident() != thread:
             return None
         part = tuple(i[first:last] if isinstance(i, Tensor) else i for i in inputs)
-        changed = perturbation(part, output[first:last], span.samples, ctx)
+        changed = perturbation.on(module, part, output[first:last], span.samples, ctx)
         if first == 0 and last == len(output):
             return changed.to(output.dtype)
         return torch.cat([output[:first], changed.to(output.dtype), output[last:]])

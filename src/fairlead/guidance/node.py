@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from fairlead.guidance.branch import Branch, Capture
 
 CONTINUOUS = frozenset({"continuous"})
-ALL_DOMAINS = frozenset({"continuous", "logprob"})
+TOKEN_DOMAINS = frozenset({"logprob", "posterior", "rates", "simplex"})
+"""Where predictions are over a vocabulary, the last dimension.
+
+* `logprob`: log-probabilities of the clean or the next token; combined, then normalised.
+* `posterior`: log-probabilities of a token one step later; combined, then normalised.
+* `rates`: rates of jumping to a token; their logarithms are combined, nothing is normalised
+  unless asked for.
+* `simplex`: probabilities, combined as they are, then projected onto the simplex.
+"""
+ALL_DOMAINS = CONTINUOUS | TOKEN_DOMAINS
 
 REGISTRY: dict[str, type["Node"]] = {}
 """Every method by name."""

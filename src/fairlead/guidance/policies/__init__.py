@@ -4,5 +4,6 @@ from fairlead.guidance.policies.adaptive import AdaptiveGuidance
 from fairlead.guidance.policies.cache import Cache
 from fairlead.guidance.policies.linear import LinearGuidance
 from fairlead.guidance.policies.rcfg import ResidualCFG
+from fairlead.guidance.policies.reuse import FeatureReuse
 
-__all__ = ["AdaptiveGuidance", "Cache", "LinearGuidance", "ResidualCFG"]
+__all__ = ["AdaptiveGuidance", "Cache", "FeatureReuse", "LinearGuidance", "ResidualCFG"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from fairlead.guidance.algebra import Context, Predictions, Range, Rule, register
 
 
-@register("threshold", ids=("XC5",))
+@register("threshold", ids=("XC5", "S088"))
 @dataclass(frozen=True)
 class Threshold(Rule):
     r"""Keeps the guided clean estimate in the range of the data, [-1, 1].
@@ -44,7 +44,8 @@ class Threshold(Rule):
         'cfg(8.0) | threshold()'
 
     Source:
-        Saharia et al. (2022), arXiv:2205.11487, section 2.3.
+        Saharia et al. (2022), arXiv:2205.11487, section 2.3; as dynamic clipping in Ho et
+        al. (2022), arXiv:2210.02303.
     """
 
     p: Annotated[float, Range(0, 1)] = 0.995

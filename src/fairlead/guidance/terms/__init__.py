@@ -7,6 +7,7 @@ from fairlead.guidance.terms.face_diffuser import FaceDiffuser
 from fairlead.guidance.terms.icg import ICG
 from fairlead.guidance.terms.magic_fusion import MagicFusion
 from fairlead.guidance.terms.multi import Multi
+from fairlead.guidance.terms.noise_damped import NoiseDamped
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.terms.perp_neg import PerpNeg
 from fairlead.guidance.terms.sine import SINE
@@ -23,5 +24,6 @@ __all__ = [
     "FaceDiffuser",
     "MagicFusion",
     "Multi",
+    "NoiseDamped",
     "PerpNeg",
 ]

@@ -3,6 +3,8 @@
 from fairlead.guidance.weight_schedules.cads import CADS, DynamicCFG
 from fairlead.guidance.weight_schedules.curve import Curve
 from fairlead.guidance.weight_schedules.interval import Interval
+from fairlead.guidance.weight_schedules.oscillating import Oscillating
 from fairlead.guidance.weight_schedules.ramp import Ramp
+from fairlead.guidance.weight_schedules.redilate import Redilate
 
-__all__ = ["CADS", "Curve", "DynamicCFG", "Interval", "Ramp"]
+__all__ = ["CADS", "Curve", "DynamicCFG", "Interval", "Oscillating", "Ramp", "Redilate"]

@@ -15,7 +15,7 @@ PUBLISHED = {
 
 @claim(
     "threshold",
-    ids=("XC5",),
+    ids=("XC5", "S088"),
     claim="Thresholding keeps samples from saturating at high scales, the dynamic form more than "
     "the static one.",
     setting="8x8 Gaussian images, exact predictions, w = 8, sigma 80 to 0.002, rho 7, 64 DDIM "
