@@ -7,10 +7,11 @@ True
 """
 
 from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead.adapters import steer
 from fairlead.composition import MixtureDenoiser
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
-from fairlead.fitting import fit_linear
+from fairlead.fitting import fit_linear, search_ratios
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.combine import combine
@@ -30,6 +31,7 @@ from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
 from fairlead.models.zoo import load
 from fairlead.sampling import Interrupted, Result, Step, sample
 from fairlead.stages import Stage, sample_stages
+from fairlead.stream import SimilarityFilter, Stream
 from fairlead.text import TextError
 
 __version__ = "0.1.0"
@@ -48,8 +50,10 @@ __all__ = [
     "Rule",
     "Run",
     "Schedule",
+    "SimilarityFilter",
     "Stage",
     "Step",
+    "Stream",
     "Term",
     "TextError",
     "adapters",
@@ -67,6 +71,8 @@ __all__ = [
     "sample_stages",
     "samplers",
     "schedules",
+    "steer",
+    "search_ratios",
     *_energy,
     *_policies,
     *_rules,

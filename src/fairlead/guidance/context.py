@@ -47,6 +47,8 @@ class Run:
         masks: Masks by name, for guides that act on a region.
         reference: Clean samples that a guide may refer to, such as the source of an edit,
             `(B, ...)`.
+        streaming: Whether the samples of a batch are at different steps, so that guides may not
+            ask at which.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Run:
         energies: Mapping[str, Any] | None = None,
         masks: Mapping[str, Tensor] | None = None,
         reference: Tensor | None = None,
+        streaming: bool = False,
     ) -> None:
         self.seed = seed
         self.indices = None if indices is None else list(indices)
@@ -72,6 +75,7 @@ class Run:
         self.energies = dict(energies or {})
         self.masks = dict(masks or {})
         self.reference = reference
+        self.streaming = streaming
         self.memory: dict[str, Any] = {}
         self.carried: dict[str, Tensor] = {}
         self.report = Report(record)
@@ -165,6 +169,24 @@ class Run:
         indices = (-1,) if batch is None else self._indices(batch)
         return [_mix(self.seed, i, self.step, tag, 0) / 2.0**63 for i in indices]
 
+    @property
+    def place(self) -> int:
+        """Index of the step, for guides.
+
+        Raises:
+            ValueError: The samples of the batch are at different steps.
+        """
+        if self.streaming:
+            raise ValueError(
+                "stream: this guide asks at which step it is, and the rows of a stream are at "
+                "different ones; leave out schedules and policies over the course of a run"
+            )
+        return self.step
+
+    def begin_row(self, row: int) -> None:
+        """Makes one sample of the batch a new one: what is remembered of it is zero."""
+        self._slots = {k: (v[0], *_zeroed(v[1:], row)) for k, v in self._slots.items()}
+
     def take(self, index: Tensor) -> None:
         """Makes row `i` of all that is remembered that of sample `index[i]`."""
         self._slots = {k: (v[0], *_rows(v[1:], index)) for k, v in self._slots.items()}
@@ -189,6 +211,20 @@ def _rows(value: Any, index: Tensor) -> Any:
         return [_rows(v, index) for v in value]
     if isinstance(value, tuple):
         made = [_rows(v, index) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    return value
+
+
+def _zeroed(value: Any, row: int) -> Any:
+    """Every tensor inside with zeros in a row."""
+    if isinstance(value, Tensor):
+        return value.index_fill(0, torch.tensor([row], device=value.device), 0)
+    if isinstance(value, dict):
+        return {k: _zeroed(v, row) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_zeroed(v, row) for v in value]
+    if isinstance(value, tuple):
+        made = [_zeroed(v, row) for v in value]
         return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
     return value
 
@@ -399,12 +435,17 @@ class Context:
     @property
     def progress(self) -> float:
         """`i / (N - 1)`: 0 in the first step, 1 in the last."""
-        return self.run.step / max(1, self.run.steps - 1)
+        return self.run.place / max(1, self.run.steps - 1)
 
     @property
     def fraction(self) -> float:
         """`i / N`: the share of the steps that is behind."""
-        return self.run.step / self.run.steps
+        return self.run.place / self.run.steps
+
+    @property
+    def step(self) -> int:
+        """Index of the step, from 0."""
+        return self.run.place
 
     def noise(self, x0: Tensor) -> Tensor:
         """The noise prediction that belongs to a clean estimate."""

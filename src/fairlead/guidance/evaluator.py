@@ -143,6 +143,7 @@ class Evaluator:
                 for b, rows in wanted.items()
             )
             or ctx.plan.captures
+            or ctx.plan.through  # a branch that is differentiated has a call of its own
         ):
             return None
         if isinstance(ctx.level.t, Tensor):  # a level a sample, to be stacked like the samples

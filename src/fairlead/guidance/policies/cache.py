@@ -103,7 +103,7 @@ class Cache(Policy):
         check_only("cache", self.only, guide)
 
     def skip(self, offered: Mapping[Branch, Rows], ctx: Context) -> Mapping[Branch, Rows]:
-        if ctx.fraction < self.start or (ctx.run.step + 1) % self.every == 0:
+        if ctx.fraction < self.start or (ctx.step + 1) % self.every == 0:
             return {}
         kept = ctx.recall({})
         return {

@@ -1,0 +1,7 @@
+"""Pipelines of diffusers under a guide."""
+
+from fairlead.adapters.diffusers.layouts import Layout
+from fairlead.adapters.diffusers.report import SteeringReport
+from fairlead.adapters.diffusers.steering import Steering, steer
+
+__all__ = ["Layout", "Steering", "SteeringReport", "steer"]
