@@ -6,8 +6,18 @@
 True
 """
 
-from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
-from fairlead.adapters import steer
+from fairlead import (
+    adapters,
+    energy,
+    exact,
+    metrics,
+    nulls,
+    prediction,
+    recipes,
+    samplers,
+    schedules,
+)
+from fairlead.adapters import as_guider, steer
 from fairlead.composition import MixtureDenoiser
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
@@ -57,6 +67,7 @@ __all__ = [
     "Term",
     "TextError",
     "adapters",
+    "as_guider",
     "combine",
     "energy",
     "exact",
@@ -66,6 +77,7 @@ __all__ = [
     "metrics",
     "nulls",
     "prediction",
+    "recipes",
     "register",
     "sample",
     "sample_stages",

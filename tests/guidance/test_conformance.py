@@ -10,6 +10,11 @@ from fairlead.testing import CHECKS, check_guide
 from fairlead.testing.checks import outside
 
 EXPECTED = {
+    "branch_threshold": {"strength_zero": "it clips the base itself, at every weight"},
+    "condition_mixture": {
+        "nfe": "two evaluations while the coin decides, four where all weights count",
+        "branch_sharing": "the base is dropped where the coin leaves it out",
+    },
     "cads": {
         "strength_zero": "it noises the condition of the base itself, at every weight",
     },
@@ -42,6 +47,14 @@ VARIANTS = [
     fl.Frequency([1.5, 1.0, 0.5], eta=[1.0, 0.0, 0.5]),
     "cfg(4) + perp_neg(4) | magnitude(1) | threshold()",
     fl.CADS(s=0.5, psi=0.5, apply_to="both"),
+    fl.BranchThreshold(0.8, floor=0.2, ceiling=2.0),
+    fl.Coin(0.5, tails=True, per="sample"),
+    fl.Region("left", of=("left",)),
+    fl.Part(2, -2, dim=-1),
+    "nested(['label', 'style'], [1.5, 3])",
+    "dual(['label', 'style'], [2, 1]) | apg(r=1) | interval(0.1, 0.8)",
+    "interleaved(['label', 'style'], [3, 2]) + pag(2)",
+    "interleaved(['label', 'style'], [3, 2], per='sample')",
     fl.Interval(-3.0, 4.0, unit="log_snr", per="step"),
     fl.Curve("powered_cosine", power=2.0),
     fl.AdaptiveGuidance(0.3, guard=0.3),

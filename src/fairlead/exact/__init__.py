@@ -17,6 +17,7 @@ from fairlead.exact.recursions import (
     t1_levels,
 )
 from fairlead.exact.reflected import ReflectedMixture
+from fairlead.exact.sequence import GaussianSequence, SequenceDenoiser
 from fairlead.exact.tilted import TiltedDensity, Weighted, tilted_samples
 from fairlead.exact.tree import Tree, fractal_tree
 from fairlead.metrics.bootstrap import Estimate
@@ -27,9 +28,11 @@ __all__ = [
     "ExactDenoiser",
     "GaussianMixture",
     "GaussianPair",
+    "GaussianSequence",
     "LabelledDenoiser",
     "LabelledMixture",
     "ReflectedMixture",
+    "SequenceDenoiser",
     "TiltedDensity",
     "Tree",
     "Weighted",

@@ -169,6 +169,10 @@ class Branch:
                 return replace(self, state=states.pop(), taken=())
         return self
 
+    def followed(self, output: Output) -> "Branch":
+        """This branch with one more change of its prediction."""
+        return replace(self, outputs=(*self.outputs, output))
+
     def transformed(self, transform: Transform) -> "Branch":
         """This branch with one more change of its condition."""
         return replace(self, transforms=(*self.transforms, transform))
@@ -176,6 +180,7 @@ class Branch:
 
 Maps = dict[tuple[Branch, Capture], dict[str, list[Tensor]]]
 """What was kept of the attention of branches, by layer."""
+
 
 COND = Branch("cond")
 NULL = Branch("null", state="null")

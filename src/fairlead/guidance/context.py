@@ -80,6 +80,7 @@ class Run:
         self.carried: dict[str, Tensor] = {}
         self.report = Report(record)
         self._slots: dict[Any, tuple[int, Any, Any]] = {}
+        self._fixed: dict[Any, Tensor] = {}
 
     def advance(self) -> None:
         """Begins the next step."""
@@ -132,7 +133,10 @@ class Run:
 
     def fixed(self, like: Tensor, key: str, rows: Sequence[int] | None = None) -> Tensor:
         """As `normal`, but the same in every step of the run."""
-        return self._normal(like, key, -2, 0, rows)
+        slot = (key, tuple(like.shape), None if rows is None else tuple(rows))
+        if slot not in self._fixed:
+            self._fixed[slot] = self._normal(like, key, -2, 0, rows)
+        return self._fixed[slot].to(like)
 
     def _normal(
         self, like: Tensor, key: str, step: int, count: int, rows: Sequence[int] | None
@@ -368,7 +372,7 @@ class Context:
         self.place: Place = ()
         self.done: Predictions | None = None
         self.renoising = False
-        self.shifts: dict[Place, Tensor] = {}
+        self.memo: dict[Any, Tensor] = {}
         self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.evaluated: dict[Branch, Tensor | None] = {}
         self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
@@ -381,7 +385,7 @@ class Context:
     def release(self) -> None:
         """Lets go of what belongs to one evaluation, such as the graph of a prediction."""
         self.done = None
-        self.shifts.clear()
+        self.memo.clear()
         self.graph.clear()
 
     def pull(self, branch: Branch, cotangent: Tensor) -> Tensor:
@@ -447,6 +451,12 @@ class Context:
         """Index of the step, from 0."""
         return self.run.place
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the shape, dtype and device of the batch."""
+        like = self.x if self._like is None else self._like
+        return torch.empty(self.batch, *[1] * (self.ndim - 1)) if like is None else like
+
     def noise(self, x0: Tensor) -> Tensor:
         """The noise prediction that belongs to a clean estimate."""
         if self.x is None:
@@ -478,10 +488,8 @@ class Context:
             raise ValueError(
                 f"weight: {len(values)} values were given for a batch of {self.batch} samples"
             )
-        like = self.x if self._like is None else self._like
-        dtype = torch.float32 if like is None else working_dtype(like)
-        if like is not None and not like.is_floating_point():
-            dtype = torch.float64  # tokens: log-probabilities are
-        device = None if like is None else like.device
-        weight = torch.tensor(values, dtype=dtype, device=device)
+        like = self.like
+        # tokens: log-probabilities are in float64
+        dtype = working_dtype(like) if like.is_floating_point() else torch.float64
+        weight = torch.tensor(values, dtype=dtype, device=like.device)
         return weight.reshape(-1, *[1] * (self.ndim - 1))

@@ -21,6 +21,7 @@ from fairlead.guidance.combine import combine
 from fairlead.guidance.context import Context, Plan, Run
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.guidance.guided import GuidedModel, branches
+from fairlead.guidance.masks import fitted
 from fairlead.guidance.spec import guide as parse
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.parameters import Range, ranges
@@ -35,12 +36,11 @@ CHECKS: dict[str, Check] = {}
 """Every check by name."""
 
 LABELS = [3, 5, 8]
+MASKS = {"left": (torch.arange(8) < 4).reshape(1, 1, 8)}
 
 ENERGIES: dict[str, Energy] = {
     "measurement": Linear(lambda z: z.flatten(2).mean(2), [0.3, -0.2], noise=0.5),
-    "classifier": Classifier(
-        lambda z: torch.stack([z.mean((1, 2, 3)), z[..., 0].square().mean((1, 2))], 1), label=1
-    ),
+    "classifier": Classifier(lambda z: z.flatten(1)[:, :120].reshape(-1, 10, 12).sum(2), label=1),
     "symmetry": Symmetry(),
 }
 """Energies that guides find here by name."""
@@ -65,9 +65,17 @@ def draw(
     """Samples under a guide, labels fixed by the index of the sample."""
     denoiser = denoiser or tiny_denoiser()
     options = {"sampler": "heun", "steps": STEPS, "record": False, "energies": ENERGIES, **options}
-    label = {"label": LABELS[first : first + n]}
-    states = {"negative": {"label": [(i + 1) % 10 for i in label["label"]]}}
-    return sample(denoiser, label, guide=guide, first=first, n=n, states=states, **options)
+    cond = given(guide, n, first)
+    states = {"negative": {**cond, "label": [(i + 1) % 10 for i in cond["label"]]}}
+    options = {"states": states, "masks": MASKS, **options}
+    return sample(denoiser, cond, guide=guide, first=first, n=n, **options)
+
+
+def given(guide: Guide, n: int, first: int = 0) -> dict[str, list[int]]:
+    """Conditions of the tiny network: a label, and a style for guides that name it."""
+    named = {name for node in guide.nodes() for name in getattr(node, "conditions", ())}
+    cond = {"label": LABELS[first : first + n]}
+    return {**cond, "style": [i % 3 + 1 for i in cond["label"]]} if "style" in named else cond
 
 
 def networks(denoiser: Denoiser) -> list[TinyNetwork]:
@@ -83,10 +91,9 @@ def double() -> Denoiser:
 
 def model_of(guide: Guide, run: Run, n: int = 2, denoiser: Denoiser | None = None) -> GuidedModel:
     """A guided model to be driven by hand."""
-    states = {
-        "cond": Condition({"label": LABELS[:n]}),
-        "negative": Condition({"label": [i + 1 for i in LABELS[:n]]}),
-    }
+    run.masks = fitted(MASKS, torch.empty(n, 2, 8, 8))
+    cond = Condition(given(guide, n))
+    states = {"cond": cond, "negative": cond.replace(label=[i + 1 for i in LABELS[:n]])}
     run.energies = {**ENERGIES, **run.energies}
     return GuidedModel(guide, Evaluator(denoiser or tiny_denoiser(), states), run)
 
@@ -329,7 +336,8 @@ def compile(subject: Subject) -> None:
     """The arithmetic of the combine is one graph for `torch.compile`."""
     if any(getattr(node, "gradient", False) for node in subject.guide.nodes()):
         raise NotApplicable("it differentiates an energy in the combine")
-    run = Run(0, range(2), STEPS, check=False, record=False)
+    masks = fitted(MASKS, noise())
+    run = Run(0, range(2), STEPS, check=False, record=False, masks=masks)
     run.advance()
     guide, level = subject.guide, EDM().level(2.0)
     ctx = Context(noise(), level, run, tiny_denoiser())

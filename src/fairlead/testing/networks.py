@@ -29,9 +29,11 @@ class TinyNetwork(UNet):
         self.calls = 0
         self.tamper: Callable[[int, Tensor], Tensor] | None = None
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """The prediction, shaped like `x`."""
+    def forward(self, x: Tensor, t: Tensor, label: Tensor, style: Tensor | None = None) -> Tensor:
+        """The prediction, shaped like `x`; `style`, a number a sample, where it is given."""
         out = super().forward(x, t, label)
+        if style is not None:
+            out = out + torch.sin(style.to(x).reshape(-1, 1, 1, 1) + x)
         self.rows += len(x)
         self.calls += 1
         return out if self.tamper is None else self.tamper(self.calls - 1, out)
@@ -76,9 +78,9 @@ def tiny_denoiser(
         tiny_network(seed, dtype),
         schedule,
         prediction,
-        null={"label": 10},
+        null={"label": 10, "style": 0},
         shape=(2, 8, 8),
-        trained=("cond", "null"),
+        trained=("cond", "null", "label", "style"),
         time_embedding="time",
         embeddings={"label": "label"},
         choices={"label": 10},

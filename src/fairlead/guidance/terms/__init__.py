@@ -3,6 +3,7 @@
 from fairlead.guidance.terms.autoguidance import Autoguidance
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.guidance.terms.cfgpp import CFGpp
+from fairlead.guidance.terms.condition_mixture import ConditionMixture
 from fairlead.guidance.terms.face_diffuser import FaceDiffuser
 from fairlead.guidance.terms.icg import ICG
 from fairlead.guidance.terms.magic_fusion import MagicFusion
@@ -21,6 +22,7 @@ __all__ = [
     "TSG",
     "Autoguidance",
     "CFGpp",
+    "ConditionMixture",
     "FaceDiffuser",
     "MagicFusion",
     "Multi",
