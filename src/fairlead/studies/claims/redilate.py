@@ -10,14 +10,13 @@ from fairlead.models import zoo
 from fairlead.studies.claims._harness import Finding, claim
 from fairlead.studies.claims._verdict import above, below
 
-N, STEPS, LAYERS = 20, 10, "'down.2.**,mid.**,up.0.**'"
+N, STEPS, LAYERS = 20, 8, "'down.2.**,mid.**,up.0.**'"
 
 
 def large(guide: str) -> Tensor:
     """Images of twice the side that the model was trained on, two a class."""
     denoiser = fl.load("cifar10")
     denoiser.shape = None
-    denoiser.autocast = torch.bfloat16
     labels = torch.arange(N) % 10
     out = fl.sample(
         denoiser,
@@ -73,7 +72,7 @@ def twice_the_side() -> Finding:
     gain = mean_interval(confidence["dilated"] - confidence["plain"])
     noise = mean_interval(roughness(images["damped"]) - roughness(images["dilated"]))
     measured["differences"] = {"probability": gain, "noise": noise}
-    return Finding(measured, {"structure": above(gain), "noise": below(noise)}, nfe=27)
+    return Finding(measured, {"structure": above(gain), "noise": below(noise)}, nfe=22)
 
 
 @claim(
