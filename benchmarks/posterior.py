@@ -5,7 +5,6 @@ and sliced Wasserstein distance, over noise levels and ill-conditioning, with th
 """
 
 import csv
-import time
 from pathlib import Path
 
 import torch
@@ -61,9 +60,8 @@ METHODS = {
 }
 
 
-def run(guide: object, times: int) -> tuple[torch.Tensor, fl.Result, float]:
+def run(guide: object, times: int) -> tuple[torch.Tensor, fl.Result]:
     sampler = SAMPLER if times == 1 else f"recurrence({SAMPLER!r}, times={times})"
-    began = time.perf_counter()
     out = fl.sample(
         mixture().denoiser(VP()),
         guide=guide,
@@ -74,7 +72,7 @@ def run(guide: object, times: int) -> tuple[torch.Tensor, fl.Result, float]:
         record=False,
         check=False,
     )
-    return out.x, out, time.perf_counter() - began
+    return out.x, out
 
 
 def measure(
@@ -105,7 +103,7 @@ def main() -> None:
         truth = posterior.sample(N, generator=generator)
         energy = Linear(A, y, noise)
 
-        found = [("exact samples", posterior.sample(N, generator=generator), None, 0.0)]
+        found = [("exact samples", posterior.sample(N, generator=generator), None)]
         found.append(("no guidance", *run("none", 1)))
         for name, (make, scales, times) in METHODS.items():
             if name not in chosen:
@@ -116,12 +114,12 @@ def main() -> None:
                     tried[k] = energy_distance(x, truth, resamples=2).value if good else 1e9
                 chosen[name] = min(tried, key=tried.__getitem__)
             found.append((name, *run(make(energy, chosen[name], noise), times)))
-        for name, x, out, seconds in found:
+        for name, x, out in found:
             row = [name, noise, condition, chosen.get(name, "")]
-            rows.append([*row, *measure(x, posterior, truth, out), f"{seconds:.1f}"])
+            rows.append([*row, *measure(x, posterior, truth, out)])
             print(*rows[-1], sep="  ", flush=True)
     head = ["guide", "noise", "condition", "scale", "bias of the mean", "bias of the covariance",
-            "sliced W2", "NFE", "backwards", "gradients", "seconds"]  # fmt: skip
+            "sliced W2", "NFE", "backwards", "gradients"]  # fmt: skip
     with TARGET.open("w", newline="") as file:
         csv.writer(file).writerows([head, *sorted(rows, key=lambda r: (r[1], r[2]))])
 

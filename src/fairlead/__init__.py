@@ -18,6 +18,7 @@ from fairlead import (
     schedules,
 )
 from fairlead.adapters import as_guider, steer
+from fairlead.autoregressive import Generated, GuidanceProcessor, generate
 from fairlead.composition import MixtureDenoiser
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
@@ -51,6 +52,8 @@ __all__ = [
     "Condition",
     "Context",
     "Denoiser",
+    "Generated",
+    "GuidanceProcessor",
     "Guide",
     "Interrupted",
     "MixtureDenoiser",
@@ -72,6 +75,7 @@ __all__ = [
     "energy",
     "exact",
     "fit_linear",
+    "generate",
     "guide",
     "load",
     "metrics",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser, working_dtype
 from fairlead.energy.base import Energy, find
 from fairlead.guidance.branch import COND, Branch, Capture, Maps, Predictions
@@ -336,6 +337,7 @@ class Context:
         renoising: Whether the update that is asked for is that of the `renoise` end.
         conditions: Names of the conditions, where they are known.
         maps: What was kept of the attention of branches at this evaluation.
+        given: The condition of a state, for transforms that need another one.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
         offered: Branches and rows that each policy was offered, by place.
@@ -367,6 +369,7 @@ class Context:
         self.conditions: frozenset[str] = frozenset()
         self.plan = Plan()
         self.maps: Maps = {}
+        self.given: Callable[[str], Condition] | None = None
         self.weight: Weight = 1.0
         self.log_density: Callable[[Branch], Tensor] | None = None
         self.place: Place = ()

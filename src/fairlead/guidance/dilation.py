@@ -1,9 +1,9 @@
 """Convolutions that see further: re-dilation for samples larger than those of training."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,21 +40,21 @@ class Dilation(Perturbation):
         return match_layers("redilate", patterns, known, "convolution")
 
     def __call__(
-        self, inputs: tuple[Tensor, ...], output: Tensor, rows: Sequence[int], ctx: Context
+        self, inputs: Mapping[str, Any], output: Tensor, rows: Sequence[int], ctx: Context
     ) -> Tensor:
         return output
 
     def on(
         self,
         module: nn.Module,
-        inputs: tuple[Tensor, ...],
+        inputs: Mapping[str, Any],
         output: Tensor,
         rows: Sequence[int],
         ctx: Context,
     ) -> Tensor:
         if self.factor == 1:
             return output
-        conv, x = cast(nn.Conv2d, module), inputs[0]
+        conv, x = cast(nn.Conv2d, module), inputs["input"]
         d = math.ceil(self.factor)
         if d != self.factor:
             x = F.interpolate(x, scale_factor=d / self.factor, mode="bilinear")

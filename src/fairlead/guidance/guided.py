@@ -285,7 +285,8 @@ def _left(
             off[provided.cpu()] = False
             if not bool(off.any()):
                 continue
-            rows = off.nonzero().flatten().to(provided.device)
+            rows = off.nonzero().flatten()
+            rows = rows if ctx.x is None else rows.to(ctx.x.device)
         left[branch] = rows
     for branch in list(left):
         _enter_needs(branch, left)

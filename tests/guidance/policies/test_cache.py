@@ -58,10 +58,10 @@ def test_the_difference_is_that_of_the_networks_output():
     run, schedule = fl.Run(steps=3, check=False), fl.schedules.EDM()
     c, u = torch.tensor([[1.0]]), torch.tensor([[0.0]])
     out = []
-    for t in (4.0, 1.0):
+    for t in (4.0, 2.0):
         given = {"cond": c, "null": u}
         out.append(fl.combine(guide, given, x=c, t=t, schedule=schedule, run=run).item())
-    assert out == [2.0, 1 + 1 / 4]  # what weighed 1/4 at sigma 4 weighs 1 at sigma 1
+    assert out == [2.0, 1 + 2 / 4]  # what weighed 1/4 at sigma 4 weighs 1/2 at sigma 2
 
 
 def test_output_means_what_the_network_predicts():

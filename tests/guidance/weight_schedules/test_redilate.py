@@ -12,7 +12,7 @@ from fairlead.testing import tiny_denoiser
 
 
 def dilate(conv, x, factor):
-    return Dilation("all", factor).on(conv, (x,), conv(x), (), None)
+    return Dilation("all", factor).on(conv, {"input": x}, conv(x), (), None)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

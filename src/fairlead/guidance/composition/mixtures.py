@@ -6,9 +6,11 @@ from typing import Literal
 from fairlead.guidance.algebra import Guide, Sum
 from fairlead.guidance.composition.chains import Weight, paired
 from fairlead.guidance.recipes import recipe
+from fairlead.guidance.rules.response import Response
 from fairlead.guidance.states import absent
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.guidance.terms.multi import Multi
+from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.weight_schedules.coin import Coin
 from fairlead.guidance.weight_schedules.region import Region
 
@@ -154,8 +156,84 @@ def regions(condition: str, w: Weight, states: Sequence[str]) -> Guide:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"regions: states must be a list of different names, got {states!r}")
     known = next(iter(absent("regions", [condition])))
-    made: Guide = CFG(tuple(w) if isinstance(w, Sequence) else w)
+    made: Guide = CFG(_scale(w))
     for name in names:
         towards = Multi([condition], [(w, f"{known}={name}", "all")])
         made = made + (towards | Region(name, of=tuple(names)))
     return made
+
+
+@recipe(ids=("XM5",))
+def edits(
+    condition: str, states: Sequence[str], weights: Sequence[Weight], q: float = 0.9
+) -> Guide:
+    r"""Several edits at once, each where it responds most.
+
+    .. math:: D = D(\emptyset) + \sum_k w_k \, M_k \, [D(e_k) - D(\emptyset)]
+
+    ``M_k`` is 1 where ``|D(e_k) - D(0)|``, summed over channels, is above its quantile ``q``; a
+    weight below 0 takes something away. Steps in which an edit acts are ``| interval(...)``
+    behind it. One evaluation a step for each edit, the null, and the base that the masks look at.
+
+    Args:
+        condition: Name.
+        states: States that hold the edits, given to ``fl.sample(states=...)``.
+        weights: A weight for each.
+        q: Share of the positions that each edit leaves alone, in [0, 1).
+
+    Raises:
+        ValueError: The lists differ in length, or a parameter is out of range.
+
+    Example:
+        >>> from fairlead import recipes
+        >>> recipes.edits("text", ["glasses", "smile"], [5.0, -3.0]).describe().nfe
+        4
+
+    Source:
+        Brack, Friedrich, Kornmeier, Tsaban, Schramowski, Kersting, Passos (2023),
+        arXiv:2311.16711.
+    """
+    paired("edits", "the states", states, weights)
+    name = next(iter(absent("edits", [condition])))
+    made: Guide = Multi([condition], [], "none")
+    for state, w in zip(states, weights, strict=True):
+        made = made + (Multi([condition], [(w, f"{name}={state}", "none")]) | Response(q))
+    return made
+
+
+@recipe(ids=("XM5",))
+def modalities(
+    w: Weight, isolated: Weight, perturbed: Weight = 0.0, against: str = "isolated"
+) -> Guide:
+    r"""Guidance of one modality made jointly with another, such as video with its sound.
+
+    .. math:: D = D_c + (w - 1) (D_c - D_u) + s \, (D_c - D_\mathrm{perturbed})
+              + (m - 1) (D_c - D_\mathrm{isolated})
+
+    ``isolated`` is a state in which the modalities do not see each other. Each modality has
+    weights of its own: ``modalities(7, 3) | part(...)``. LTX-2 takes ``w`` 7, ``s`` 1, ``m`` 3
+    for sound, and a rescale after it.
+
+    Args:
+        w: Guidance scale, neutral at 1.
+        isolated: ``m``, neutral at 1.
+        perturbed: ``s`` of ``pag``, neutral at 0.
+        against: Name of the state without exchange, given to ``fl.sample(states=...)``.
+
+    Raises:
+        ValueError: A weight is NaN or infinite.
+
+    Example:
+        >>> from fairlead import recipes
+        >>> str(recipes.modalities(7.0, 3.0, 1.0))
+        "cfg(7.0) + cfg(3.0, against='isolated') + pag(1.0)"
+
+    Source:
+        The LTX-2 pipelines (2025); no rule of its own in a paper.
+    """
+    made = CFG(_scale(w)) + CFG(_scale(isolated), against=against)
+    return made + PAG(_scale(perturbed)) if perturbed else made
+
+
+def _scale(w: Weight) -> float | tuple[float, ...]:
+    return tuple(w) if isinstance(w, Sequence) else w

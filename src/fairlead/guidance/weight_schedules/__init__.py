@@ -5,6 +5,7 @@ from fairlead.guidance.weight_schedules.cads import CADS, DynamicCFG
 from fairlead.guidance.weight_schedules.coin import Coin
 from fairlead.guidance.weight_schedules.curve import Curve
 from fairlead.guidance.weight_schedules.interval import Interval
+from fairlead.guidance.weight_schedules.nag import NAG
 from fairlead.guidance.weight_schedules.oscillating import Oscillating
 from fairlead.guidance.weight_schedules.ramp import Ramp
 from fairlead.guidance.weight_schedules.redilate import Redilate
@@ -14,6 +15,7 @@ from fairlead.guidance.weight_schedules.region import Part, Region
 
 __all__ = [
     "CADS",
+    "NAG",
     "BranchThreshold",
     "Coin",
     "Curve",

@@ -57,7 +57,7 @@ class BranchThreshold(Schedule):
     Example:
         >>> import fairlead as fl
         >>> str(fl.CFG(4.0) | fl.BranchThreshold(0.9))
-        'cfg(4.0) | branch_threshold(0.9)'
+        'cfg(4.0) | branch_threshold(quantile=0.9)'
 
     Source:
         Sun, Lv, Ye, Lin, Sheng, Wen, Yu, Liu (2023), arXiv:2310.00434.

@@ -23,8 +23,8 @@ PUBLISHED = {4: 0.641, 16: 0.863, 64: 0.916}
     "ancestral steps, sigma log-spaced from 30 to 0.02 then 0, checks after steps 20, 40, 60, 80 "
     "and 99, potential difference, 8192 particles in sets of k; the chain's own tilted mean by "
     "importance weights of 16384 samples",
-    expected="means 0.641, 0.863 and 0.916 for k = 4, 16 and 64, as far as the spread over the sets "
-    "can tell; the error against the chain's tilted mean falls from k = 4 to 64 (a fixed tolerance "
+    expected="means 0.641, 0.863 and 0.916 for k = 4, 16 and 64, as far as the spread over the "
+    "sets can tell; the error against the chain's tilted mean falls from k = 4 to 64 (a fixed tolerance "
     "of 0.05 failed at k = 64 with 64 sets, so intervals over the sets decide since)",
 )
 def rate() -> Finding:
