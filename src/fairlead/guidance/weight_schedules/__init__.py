@@ -9,8 +9,6 @@ from fairlead.guidance.weight_schedules.nag import NAG
 from fairlead.guidance.weight_schedules.oscillating import Oscillating
 from fairlead.guidance.weight_schedules.ramp import Ramp
 from fairlead.guidance.weight_schedules.redilate import Redilate
-
-__all__ = ["CADS", "Curve", "DynamicCFG", "Interval", "Oscillating", "Ramp", "Redilate"]
 from fairlead.guidance.weight_schedules.region import Part, Region
 
 __all__ = [
@@ -24,5 +22,6 @@ __all__ = [
     "Oscillating",
     "Part",
     "Ramp",
+    "Redilate",
     "Region",
 ]

@@ -24,8 +24,8 @@ PUBLISHED = {4: 0.641, 16: 0.863, 64: 0.916}
     "and 99, potential difference, 8192 particles in sets of k; the chain's own tilted mean by "
     "importance weights of 16384 samples",
     expected="means 0.641, 0.863 and 0.916 for k = 4, 16 and 64, as far as the spread over the "
-    "sets can tell; the error against the chain's tilted mean falls from k = 4 to 64 (a fixed tolerance "
-    "of 0.05 failed at k = 64 with 64 sets, so intervals over the sets decide since)",
+    "sets can tell; the error against the chain's tilted mean falls from k = 4 to 64 (a fixed "
+    "tolerance of 0.05 failed at k = 64 with 64 sets, so intervals over the sets decide since)",
 )
 def rate() -> Finding:
     """Every mean agrees, and the error falls."""
@@ -43,7 +43,7 @@ def rate() -> Finding:
     plain = draw("ddpm", 16384, 1)
     target = ((plain * plain.exp()).sum() / plain.exp().sum()).item()
     measured: dict[str, object] = {"unsteered": plain.mean().item(), "tilted": target}
-    checks: dict[str, bool] = {}
+    checks: dict[str, bool | None] = {}
     errors = [abs(plain.mean().item() - target)]
     for size, published in PUBLISHED.items():
         sets = draw("steering(l=1.0, potential='difference')", N, size).reshape(-1, size).mean(1)
