@@ -177,7 +177,7 @@ class Stream:
 
     @property
     def report(self) -> Report:
-        """The log so far: network calls, and evaluations by row of the batch."""
+        """The log so far, with network calls and evaluations by row of the batch."""
         return Report() if self.run is None else self.run.report
 
     def push(self, frame: Tensor) -> Tensor | None:

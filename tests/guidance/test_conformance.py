@@ -24,7 +24,6 @@ EXPECTED = {
     "branch_threshold": {"strength_zero": "it clips the base itself, at every weight"},
     "condition_mixture": {
         "nfe": "two evaluations while the coin decides, four where all weights count",
-        "branch_sharing": "the base is dropped where the coin leaves it out",
     },
     "cads": {
         "strength_zero": "it noises the condition of the base itself, at every weight",
@@ -81,6 +80,8 @@ VARIANTS = [
 ]
 QUICK = [name for name in CHECKS if name != "compile"]
 ALLOWED = {
+    fl.BranchThreshold(0.8, floor=0.2, ceiling=2.0): EXPECTED["branch_threshold"],
+    "nested(['label', 'style'], [1.5, 3])": {"nfe": "two differences, and it declares one"},
     fl.CADS(s=0.5, psi=0.5, apply_to="both"): {"strength_zero": EXPECTED["cads"]["strength_zero"]},
     fl.CFG(0.0): {"nfe": "one evaluation, of null, instead of two", "branch_sharing": "no cond"},
 }

@@ -29,7 +29,7 @@ class JudgeReport:
 
     @property
     def success(self) -> float:
-        """The success to rank by: the least that an independent judge finds."""
+        """The success to rank by, the least that an independent judge finds."""
         return min(v.value for v in self.independent.values())
 
     @property

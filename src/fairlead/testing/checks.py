@@ -185,7 +185,7 @@ def nfe(subject: Subject) -> None:
 class _NextLabel(Transform):
     def __call__(self, condition: Condition, denoiser: Denoiser, ctx: Context) -> Condition:
         label = condition["label"]
-        return condition if label.is_floating_point() else Condition({"label": (label + 1) % 10})
+        return condition if label.is_floating_point() else condition.replace(label=(label + 1) % 10)
 
 
 @dataclass(frozen=True)

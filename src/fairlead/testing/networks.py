@@ -35,7 +35,7 @@ class TinyNetwork(UNet):
         """The prediction, shaped like `x`; `style`, a number a sample, where it is given."""
         out = super().forward(x, t, label)
         if style is not None:
-            out = out + torch.sin(style.to(x).reshape(-1, 1, 1, 1) + x)
+            out = out + 0.1 * style.to(x).reshape(-1, 1, 1, 1) * torch.tanh(out)
         self.rows += len(x)
         self.calls += 1
         return out if self.tamper is None else self.tamper(self.calls - 1, out)

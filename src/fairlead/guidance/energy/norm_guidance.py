@@ -43,8 +43,8 @@ class NormGuidance(GradientTerm):
 
     Example:
         >>> import fairlead as fl
-        >>> str(fl.NormGuidance("classifier", 0.3, w=2.0))
-        "norm_guidance('classifier', rho=0.3, w=2.0)"
+        >>> str(fl.NormGuidance("classifier", 0.2, w=2.0))
+        "norm_guidance('classifier', rho=0.2, w=2.0)"
 
     Source:
         Kim, Kim, Yoon (2022), Guided-TTS 2, arXiv:2205.15370.

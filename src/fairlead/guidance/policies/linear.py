@@ -66,8 +66,8 @@ class LinearGuidance(Policy):
 
     Example:
         >>> import fairlead as fl
-        >>> str(fl.CFG(7.5) | fl.LinearGuidance([0.9, -0.8, 0.9]))
-        'cfg(7.5) | linear(coefficients=[0.9, -0.8, 0.9])'
+        >>> str(fl.CFG(7.5) | fl.LinearGuidance([-1.0, 1.0, 1.0]))  # keeps the last difference
+        'cfg(7.5) | linear(coefficients=[-1.0, 1.0, 1.0])'
 
     Source:
         Castillo, Kohler, et al. (2023), arXiv:2312.12487, section on LinearAG.
