@@ -100,7 +100,3 @@ def listed():
 @pytest.mark.parametrize("id_", REQUIRED)
 def test_is_served(id_, listed):
     assert id_ in listed, f"no method serves {id_}: {REQUIRED[id_]}"
-
-
-def test_pending_ids_are_known():
-    assert set(REQUIRED) >= PENDING
