@@ -8,6 +8,7 @@ True
 
 from fairlead import (
     adapters,
+    discrete,
     energy,
     exact,
     metrics,
@@ -16,6 +17,7 @@ from fairlead import (
     recipes,
     samplers,
     schedules,
+    trajectories,
 )
 from fairlead.adapters import as_guider, steer
 from fairlead.autoregressive import Generated, GuidanceProcessor, generate
@@ -72,6 +74,7 @@ __all__ = [
     "adapters",
     "as_guider",
     "combine",
+    "discrete",
     "energy",
     "exact",
     "fit_linear",
@@ -88,6 +91,7 @@ __all__ = [
     "samplers",
     "schedules",
     "steer",
+    "trajectories",
     "search_ratios",
     *_energy,
     *_policies,

@@ -19,10 +19,12 @@ from fairlead.exact.recursions import (
 from fairlead.exact.reflected import ReflectedMixture
 from fairlead.exact.sequence import GaussianSequence, SequenceDenoiser
 from fairlead.exact.tilted import TiltedDensity, Weighted, tilted_samples
+from fairlead.exact.tokens import GOLDEN, TokenTable, golden_tokens, token_law
 from fairlead.exact.tree import Tree, fractal_tree
 from fairlead.metrics.bootstrap import Estimate
 
 __all__ = [
+    "GOLDEN",
     "Distribution",
     "Estimate",
     "ExactDenoiser",
@@ -34,6 +36,7 @@ __all__ = [
     "ReflectedMixture",
     "SequenceDenoiser",
     "TiltedDensity",
+    "TokenTable",
     "Tree",
     "Weighted",
     "covered",
@@ -43,6 +46,7 @@ __all__ = [
     "euler_ode_variance",
     "euler_sde_variance",
     "fractal_tree",
+    "golden_tokens",
     "group_shares",
     "mmd",
     "mode_kl",
@@ -51,4 +55,5 @@ __all__ = [
     "sliced_wasserstein",
     "t1_levels",
     "tilted_samples",
+    "token_law",
 ]

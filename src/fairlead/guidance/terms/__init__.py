@@ -19,6 +19,7 @@ from fairlead.guidance.terms.seg import SEG
 from fairlead.guidance.terms.sine import SINE
 from fairlead.guidance.terms.slg import SLG
 from fairlead.guidance.terms.tsg import TSG
+from fairlead.guidance.terms.unprompted import Unprompted
 
 __all__ = [
     "CFG",
@@ -41,4 +42,5 @@ __all__ = [
     "NoiseDamped",
     "PerpNeg",
     "Safe",
+    "Unprompted",
 ]
