@@ -50,6 +50,7 @@ nitpick_ignore = [
         "Tensor",
         "fairlead.samplers.base.S",
         "FairleadGuider",
+        "fairlead.discrete.sampler.TokenSampler",
     )
 ]
 

@@ -21,6 +21,7 @@ from fairlead import (
 )
 from fairlead.adapters import as_guider, steer
 from fairlead.autoregressive import Generated, GuidanceProcessor, generate
+from fairlead.composition import MixtureDenoiser
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear, search_ratios
@@ -57,6 +58,7 @@ __all__ = [
     "GuidanceProcessor",
     "Guide",
     "Interrupted",
+    "MixtureDenoiser",
     "Parallel",
     "Policy",
     "Result",

@@ -16,6 +16,7 @@ from fairlead.exact.recursions import (
     euler_sde_variance,
     t1_levels,
 )
+from fairlead.exact.reflected import ReflectedMixture
 from fairlead.exact.sequence import GaussianSequence, SequenceDenoiser
 from fairlead.exact.tilted import TiltedDensity, Weighted, tilted_samples
 from fairlead.exact.tokens import GOLDEN, TokenTable, golden_tokens, token_law
@@ -32,6 +33,7 @@ __all__ = [
     "GaussianSequence",
     "LabelledDenoiser",
     "LabelledMixture",
+    "ReflectedMixture",
     "SequenceDenoiser",
     "TiltedDensity",
     "TokenTable",
