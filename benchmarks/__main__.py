@@ -3,10 +3,11 @@
 import argparse
 import json
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
-from benchmarks import framework, network
+from benchmarks import framework, network, policies, rules
 
 
 def main() -> None:
@@ -15,11 +16,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(1)  # stubbed steps have nothing to share between threads
-    rows = {f"(a) {k} / diffusers guider": v for k, v in framework.rows().items()}
+    rows: dict[str, Any] = {f"(a) {k} / diffusers guider": v for k, v in framework.rows().items()}
     torch.set_num_threads(options.threads)
     rows["(b) cfg step of a DiT / raw network on 16 rows"] = network.guided_step()
     together, difference = network.one_batch()
     rows[f"(c) one batch of 8 / 8 batches (largest difference {difference:.1e})"] = together
+    for text, row in rules.rows().items():
+        share = f"{100 * row.median:.2f} %" + (" TOO MUCH" if row.median > rules.LIMIT else "")
+        rows[f"(d) {text} / raw network on 8 rows ({share})"] = row
+    rows |= {f"(e) cfg(3) under {k}": v for k, v in policies.rows().items()}
     if options.json:
         print(json.dumps({k: asdict(v) for k, v in rows.items()}, indent=1))
         return

@@ -30,14 +30,18 @@ def ratio(
     repeats: int = 60,
     number: int = 20,
     warmup: int = 5,
+    calls: int | None = None,
 ) -> Ratio:
-    """Times both in turn, `number` calls at a time, and pairs them repeat by repeat."""
+    """Times both in turn, `number` calls at a time, and pairs them repeat by repeat.
+
+    `calls` is the number of calls of ours, where it is to differ from that of theirs.
+    """
     for _ in range(warmup):
         ours()
         theirs()
     a, b = [], []
     for _ in range(repeats):
-        a.append(_time(ours, number))
+        a.append(_time(ours, calls or number))
         b.append(_time(theirs, number))
     quotients = [x / y for x, y in zip(a, b, strict=True)]
     low, median, high = statistics.quantiles(quotients, n=4)

@@ -43,8 +43,16 @@ python_use_unqualified_type_names = True
 
 # Other projects' names are not resolved: that would need the network. Ours must be.
 nitpick_ignore_regex = [("py:.*", r"(torch|collections|typing|numpy|os|pathlib)(\..*)?")]
-# a name of torch where annotations are not evaluated, and a type variable
-nitpick_ignore = [("py:class", name) for name in ("Tensor", "fairlead.samplers.base.S")]
+# a name of torch where annotations are not evaluated, and type variables
+nitpick_ignore = [
+    ("py:class", name)
+    for name in (
+        "Tensor",
+        "fairlead.samplers.base.S",
+        "fairlead.energy.base.E",
+        "fairlead.energy.base.J",
+    )
+]
 
 
 def _public(app, env, node, contnode):

@@ -20,7 +20,7 @@ from fairlead.models.unet import UNet
 from fairlead.samplers import SAMPLERS
 from fairlead.studies import claims
 
-COMMANDS = ["sample", "compare", "methods", "models", "train", "claims"]
+COMMANDS = ["sample", "compare", "steer", "methods", "models", "train", "claims"]
 KINDS = {"term", "rule", "schedule", "policy", "sampler", "recipe"}
 RESULT = {
     "name": "cfg",

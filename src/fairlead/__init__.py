@@ -6,10 +6,22 @@
 True
 """
 
-from fairlead import adapters, energy, exact, metrics, nulls, prediction, samplers, schedules
+from fairlead import (
+    adapters,
+    energy,
+    exact,
+    metrics,
+    nulls,
+    prediction,
+    recipes,
+    samplers,
+    schedules,
+)
+from fairlead.adapters import as_guider, steer
+from fairlead.autoregressive import Generated, GuidanceProcessor, generate
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
-from fairlead.fitting import fit_linear
+from fairlead.fitting import fit_linear, search_ratios
 from fairlead.guidance.algebra import Guide, Policy, Rule, Schedule, Term, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.combine import combine
@@ -29,6 +41,7 @@ from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
 from fairlead.models.zoo import load
 from fairlead.sampling import Interrupted, Result, Step, sample
 from fairlead.stages import Stage, sample_stages
+from fairlead.stream import SimilarityFilter, Stream
 from fairlead.text import TextError
 
 __version__ = "0.1.0"
@@ -38,6 +51,8 @@ __all__ = [
     "Condition",
     "Context",
     "Denoiser",
+    "Generated",
+    "GuidanceProcessor",
     "Guide",
     "Interrupted",
     "Parallel",
@@ -46,25 +61,32 @@ __all__ = [
     "Rule",
     "Run",
     "Schedule",
+    "SimilarityFilter",
     "Stage",
     "Step",
+    "Stream",
     "Term",
     "TextError",
     "adapters",
+    "as_guider",
     "combine",
     "energy",
     "exact",
     "fit_linear",
+    "generate",
     "guide",
     "load",
     "metrics",
     "nulls",
     "prediction",
+    "recipes",
     "register",
     "sample",
     "sample_stages",
     "samplers",
     "schedules",
+    "steer",
+    "search_ratios",
     *_energy,
     *_policies,
     *_rules,

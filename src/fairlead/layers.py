@@ -1,8 +1,12 @@
-"""Layers by name pattern."""
+"""Layers by name pattern, and the residual blocks of a network."""
 
 import re
 from collections.abc import Mapping
 from typing import TypeVar
+
+from torch import nn
+
+from fairlead.attention import find_attention
 
 T = TypeVar("T")
 
@@ -45,6 +49,28 @@ def match_layers(
             raise ValueError(f"{owner}: no {what} matches {pattern!r}; the network has: {known}")
         found |= hits
     return list(found.values())
+
+
+def find_blocks(network: object) -> dict[str, nn.Module]:
+    """The blocks of a network that add to what they are given, by name.
+
+    What it lists itself as `residual_blocks` counts alone; else they are the innermost elements
+    of its module lists that hold attention.
+    """
+    listed = getattr(network, "residual_blocks", None)
+    if listed is not None:
+        return dict(listed)
+    if not isinstance(network, nn.Module):
+        return {}
+    modules = dict(network.named_modules())
+    found: dict[str, nn.Module] = {}
+    for attention in find_attention(network):
+        name = attention
+        while name and not isinstance(modules[name.rpartition(".")[0]], nn.ModuleList):
+            name = name.rpartition(".")[0]
+        if name:
+            found[name] = modules[name]
+    return found
 
 
 _SHORT = {

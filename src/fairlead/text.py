@@ -6,7 +6,7 @@ Nothing is executed: names are looked up in a registry, and arguments are litera
 import ast
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fairlead.parameters import nearest
@@ -53,8 +53,10 @@ class Reader:
             raise self.error(f"expected {expected}", node)
         return function
 
-    def make(self, node: ast.expr, registry: Mapping[str, type], fitting: Iterable[str]) -> Any:
-        """An instance of a registered class from a call with literal arguments, or a bare name.
+    def make(
+        self, node: ast.expr, registry: Mapping[str, Callable[..., Any]], fitting: Iterable[str]
+    ) -> Any:
+        """What a registered class or function makes of a call, or a bare name.
 
         Raises:
             TextError: The name is not among the fitting ones, a parameter is unknown or missing,

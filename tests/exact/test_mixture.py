@@ -289,3 +289,15 @@ def test_independent_conditions_are_drawn_among_the_classes():
     out = fl.sample(d, {"label": [0, 1, 2, -1]}, guide="icg(2)", steps=4)
     assert out.x.isfinite().all()
     assert fl.sample(d, n=2, steps=4).x.isfinite().all()  # no condition: the marginal
+
+
+def test_posterior_of_a_measurement_is_bayes_rule():
+    """log p(x0 | y) - log p(x0) - log p(y | x0) is one constant."""
+    covs = torch.tensor([[[1.0, 0.3], [0.3, 0.5]], [[0.2, 0.0], [0.0, 0.4]]], dtype=torch.float64)
+    p = GaussianMixture([[0.0, 1.0], [2.0, -1.0]], covs, [1.0, 3.0], labels=[0, 1])
+    operator = torch.tensor([[1.0, 0.7]], dtype=torch.float64)
+    y = torch.tensor([0.4], dtype=torch.float64)
+    x = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    likelihood = -((y - x @ operator.T) ** 2).sum(1) / (2 * 0.3**2)
+    rest = p.given(operator, y, 0.3).log_density(x) - p.log_density(x) - likelihood
+    assert_close(rest, rest[:1].expand(50), rtol=0, atol=1e-10)

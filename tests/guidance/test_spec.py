@@ -11,7 +11,7 @@ from fairlead.guidance.algebra import REGISTRY, Rule, Schedule, Term
 from fairlead.text import TextError
 
 ERRORS = [
-    ("cfg(3) | agp()", 9, "unknown name 'agp'; expected a rule.*did you mean 'apg'"),
+    ("cfg(3) | agp()", 9, "unknown name 'agp'; expected a rule.*did you mean .*'apg'"),
     ("cgf(3)", 0, "unknown name 'cgf'; expected a term.*did you mean .*'cfg'"),
     ("cfg(3) | pag(2)", 9, "'pag' is a term; expected a rule, a schedule or a policy"),
     ("rescale(0.7)", 0, "'rescale' is a rule; expected a term"),

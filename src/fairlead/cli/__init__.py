@@ -9,6 +9,7 @@ from fairlead.cli.claims import claims
 from fairlead.cli.common import traceback_wanted
 from fairlead.cli.compare import compare
 from fairlead.cli.sample import sample
+from fairlead.cli.steer import steer
 from fairlead.cli.train import train
 
 __all__ = ["app"]
@@ -51,6 +52,11 @@ app.command(
         'fairlead compare --model cifar10 --guide none --guide "cfg(2)" -n 500 --out study'
     )
 )(compare)
+app.command(
+    epilog=_example(
+        'fairlead steer stable-diffusion --prompt "a lighthouse" --guide "cfg(5)" --out a.png'
+    )
+)(steer)
 app.command(epilog=_example("fairlead methods --json"))(methods)
 app.command(epilog=_example("fairlead models"))(models)
 app.command(epilog=_example("fairlead train digits --out runs/digits --minutes 4"))(train)

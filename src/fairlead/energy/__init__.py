@@ -8,15 +8,18 @@
 """
 
 from fairlead.energy.base import Energy, Function, Judge
-from fairlead.energy.classifier import Classifier, Similarity
+from fairlead.energy.classifier import Classifier, Ensemble, Similarity
+from fairlead.energy.closed_form import ClosedFormJudge
 from fairlead.energy.images import Colour, Palette, Symmetry
 from fairlead.energy.linear import Linear, blur, downsampling, inpainting, projections
 from fairlead.energy.posterior import Posterior
 
 __all__ = [
     "Classifier",
+    "ClosedFormJudge",
     "Colour",
     "Energy",
+    "Ensemble",
     "Function",
     "Judge",
     "Linear",

@@ -1,7 +1,8 @@
 """Energies from classifiers and from features."""
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,33 @@ class Classifier(Judge):
     def __call__(self, z: Tensor, level: Level = CLEAN) -> Tensor:
         f = self.logits(z, level)
         return (self.marginal * f).logsumexp(1) - self.joint * pick(self.name, f, self.label)
+
+
+class Ensemble(Judge):
+    """Several judges as one: the mean of their class probabilities.
+
+    Args:
+        judges: At least one; all of noisy samples, or all of clean ones.
+        label: The class asked for.
+        name: How guides call it.
+
+    Raises:
+        ValueError: There is none, or they judge different kinds of samples.
+    """
+
+    def __init__(
+        self, judges: Sequence[Judge], label: int | Tensor | list[int], *, name: str = "ensemble"
+    ) -> None:
+        if not judges:
+            raise ValueError("Ensemble: judges are empty; give at least one")
+        if len({j.noisy for j in judges}) > 1:
+            raise ValueError("Ensemble: some judges judge noisy samples, some clean ones")
+        self.judges, self.noisy = tuple(judges), judges[0].noisy
+        self.label, self.name = whole("Ensemble", label), name
+
+    def log_probs(self, z: Tensor, level: Level = CLEAN) -> Tensor:
+        parts = torch.stack([j.log_probs(z, level) for j in self.judges])
+        return parts.logsumexp(0) - math.log(len(parts))
 
 
 def smooth(network: nn.Module, beta: float) -> nn.Module:

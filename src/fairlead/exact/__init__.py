@@ -16,6 +16,7 @@ from fairlead.exact.recursions import (
     euler_sde_variance,
     t1_levels,
 )
+from fairlead.exact.sequence import GaussianSequence, SequenceDenoiser
 from fairlead.exact.tilted import TiltedDensity, Weighted, tilted_samples
 from fairlead.exact.tree import Tree, fractal_tree
 from fairlead.metrics.bootstrap import Estimate
@@ -26,8 +27,10 @@ __all__ = [
     "ExactDenoiser",
     "GaussianMixture",
     "GaussianPair",
+    "GaussianSequence",
     "LabelledDenoiser",
     "LabelledMixture",
+    "SequenceDenoiser",
     "TiltedDensity",
     "Tree",
     "Weighted",

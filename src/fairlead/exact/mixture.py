@@ -156,6 +156,29 @@ class GaussianMixture(Distribution):
             raise ValueError(f"restrict: label must be in 0..{self.classes - 1}, got {label}")
         return GaussianMixture(self.means[rows], self.parts.compact[rows], self.weights[rows])
 
+    def given(self, A: Tensor, y: Tensor, noise: float) -> "GaussianMixture":
+        r"""The posterior `p(x0 | y)` of a measurement `y = A x0 + noise n`, a mixture again.
+
+        With `G_k = S_k A^T (A S_k A^T + noise^2 I)^{-1}` component `k` becomes
+        `N(m_k + G_k (y - A m_k), S_k - G_k A S_k)`, its weight times `N(y; A m_k, ...)`.
+
+        Args:
+            A: `(m, d)`.
+            y: `(m,)`.
+            noise: Standard deviation of the measurement, > 0.
+        """
+        A, y = A.to(self.means), y.to(self.means)
+        S = self.parts.covariances
+        seen = A @ S @ A.T + noise**2 * torch.eye(len(A)).to(S)
+        gain = torch.linalg.solve(seen, A @ S).mT
+        apart = y - self.means @ A.T
+        means = self.means + (gain @ apart[..., None])[..., 0]
+        covs = S - gain @ A @ S
+        values, basis = torch.linalg.eigh(seen)
+        weighed = log_normal((basis.mT @ apart[..., None])[..., 0], values)
+        weights = (self.weights.log() + weighed).softmax(0)
+        return GaussianMixture(means, (covs + covs.mT) / 2, weights, self.labels)
+
     def widen(self, variance: float) -> "GaussianMixture":
         """Each component's covariance plus `variance I`: a blurred, weaker model of the same."""
         covs = self.parts.compact

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -45,9 +45,9 @@ class Perturbation(ABC):
 
     @abstractmethod
     def __call__(
-        self, inputs: tuple[Tensor, ...], output: Tensor, rows: Sequence[int], ctx: "Context"
-    ) -> Tensor:
-        """The output for the rows of its branch, from their inputs and plain output.
+        self, inputs: Mapping[str, Any], output: Any, rows: Sequence[int], ctx: "Context"
+    ) -> Any:
+        """The output for the rows of its branch, from their arguments by name and plain output.
 
         `rows` are the samples of the batch that these rows belong to.
         """
@@ -97,7 +97,13 @@ class Capture(ABC):
 
 
 class Point(ABC):
-    """Moves the input of a branch away from `x`, given the predictions it needs."""
+    """Moves the input of a branch away from `x`, given the predictions it needs.
+
+    `keeps_noise` says what the branch predicts: the clean estimate there or, where it is true,
+    the estimate that the noise predicted there means for `x`.
+    """
+
+    keeps_noise: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, x: Tensor, predictions: "Predictions", ctx: "Context") -> Tensor:
@@ -158,6 +164,10 @@ class Branch:
                 return replace(self, state=states.pop(), taken=())
         return self
 
+    def followed(self, output: Output) -> "Branch":
+        """This branch with one more change of its prediction."""
+        return replace(self, outputs=(*self.outputs, output))
+
     def transformed(self, transform: Transform) -> "Branch":
         """This branch with one more change of its condition."""
         return replace(self, transforms=(*self.transforms, transform))
@@ -165,6 +175,7 @@ class Branch:
 
 Maps = dict[tuple[Branch, Capture], dict[str, list[Tensor]]]
 """What was kept of the attention of branches, by layer."""
+
 
 COND = Branch("cond")
 NULL = Branch("null", state="null")
@@ -196,13 +207,13 @@ class Predictions(Mapping[Branch | str, Tensor]):
                 return value
         raise KeyError(f"predictions: no branch {key!r}; {nearest(key, self.names)}")
 
-    def maps(self, branch: Branch, capture: Capture) -> dict[str, list[Tensor]]:
+    def maps(self, branch: Branch, capture: Capture) -> dict[str, list[Tensor]] | None:
         """What was kept of a branch's attention by layer, one tensor `(M, ...)` a call.
 
-        `M` is the batch, or a multiple of it where a layer folds another axis into it. Empty for
-        a branch that a policy provided.
+        `M` is the batch, or a multiple of it where a layer folds another axis into it. `None` for
+        a branch that was not evaluated with this capture.
         """
-        return self._maps.get((branch, capture), {})
+        return self._maps.get((branch, capture))
 
     @property
     def names(self) -> list[str]:

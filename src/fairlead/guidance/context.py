@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser, working_dtype
 from fairlead.energy.base import Energy, find
 from fairlead.guidance.branch import COND, Branch, Capture, Maps, Predictions
@@ -47,6 +48,8 @@ class Run:
         masks: Masks by name, for guides that act on a region.
         reference: Clean samples that a guide may refer to, such as the source of an edit,
             `(B, ...)`.
+        streaming: Whether the samples of a batch are at different steps, so that guides may not
+            ask at which.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Run:
         energies: Mapping[str, Any] | None = None,
         masks: Mapping[str, Tensor] | None = None,
         reference: Tensor | None = None,
+        streaming: bool = False,
     ) -> None:
         self.seed = seed
         self.indices = None if indices is None else list(indices)
@@ -72,10 +76,12 @@ class Run:
         self.energies = dict(energies or {})
         self.masks = dict(masks or {})
         self.reference = reference
+        self.streaming = streaming
         self.memory: dict[str, Any] = {}
         self.carried: dict[str, Tensor] = {}
         self.report = Report(record)
         self._slots: dict[Any, tuple[int, Any, Any]] = {}
+        self._fixed: dict[Any, Tensor] = {}
 
     def advance(self) -> None:
         """Begins the next step."""
@@ -128,7 +134,10 @@ class Run:
 
     def fixed(self, like: Tensor, key: str, rows: Sequence[int] | None = None) -> Tensor:
         """As `normal`, but the same in every step of the run."""
-        return self._normal(like, key, -2, 0, rows)
+        slot = (key, tuple(like.shape), None if rows is None else tuple(rows))
+        if slot not in self._fixed:
+            self._fixed[slot] = self._normal(like, key, -2, 0, rows)
+        return self._fixed[slot].to(like)
 
     def _normal(
         self, like: Tensor, key: str, step: int, count: int, rows: Sequence[int] | None
@@ -165,6 +174,24 @@ class Run:
         indices = (-1,) if batch is None else self._indices(batch)
         return [_mix(self.seed, i, self.step, tag, 0) / 2.0**63 for i in indices]
 
+    @property
+    def place(self) -> int:
+        """Index of the step, for guides.
+
+        Raises:
+            ValueError: The samples of the batch are at different steps.
+        """
+        if self.streaming:
+            raise ValueError(
+                "stream: this guide asks at which step it is, and the rows of a stream are at "
+                "different ones; leave out schedules and policies over the course of a run"
+            )
+        return self.step
+
+    def begin_row(self, row: int) -> None:
+        """Makes one sample of the batch a new one: what is remembered of it is zero."""
+        self._slots = {k: (v[0], *_zeroed(v[1:], row)) for k, v in self._slots.items()}
+
     def take(self, index: Tensor) -> None:
         """Makes row `i` of all that is remembered that of sample `index[i]`."""
         self._slots = {k: (v[0], *_rows(v[1:], index)) for k, v in self._slots.items()}
@@ -189,6 +216,20 @@ def _rows(value: Any, index: Tensor) -> Any:
         return [_rows(v, index) for v in value]
     if isinstance(value, tuple):
         made = [_rows(v, index) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+    return value
+
+
+def _zeroed(value: Any, row: int) -> Any:
+    """Every tensor inside with zeros in a row."""
+    if isinstance(value, Tensor):
+        return value.index_fill(0, torch.tensor([row], device=value.device), 0)
+    if isinstance(value, dict):
+        return {k: _zeroed(v, row) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_zeroed(v, row) for v in value]
+    if isinstance(value, tuple):
+        made = [_zeroed(v, row) for v in value]
         return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
     return value
 
@@ -296,6 +337,7 @@ class Context:
         renoising: Whether the update that is asked for is that of the `renoise` end.
         conditions: Names of the conditions, where they are known.
         maps: What was kept of the attention of branches at this evaluation.
+        given: The condition of a state, for transforms that need another one.
         evaluated: What the network predicts at this evaluation: branches and their rows, `None`
             for all. Policies provide the rest.
         offered: Branches and rows that each policy was offered, by place.
@@ -327,12 +369,13 @@ class Context:
         self.conditions: frozenset[str] = frozenset()
         self.plan = Plan()
         self.maps: Maps = {}
+        self.given: Callable[[str], Condition] | None = None
         self.weight: Weight = 1.0
         self.log_density: Callable[[Branch], Tensor] | None = None
         self.place: Place = ()
         self.done: Predictions | None = None
         self.renoising = False
-        self.shifts: dict[Place, Tensor] = {}
+        self.memo: dict[Any, Tensor] = {}
         self.graph: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.evaluated: dict[Branch, Tensor | None] = {}
         self.offered: dict[Place, Mapping[Branch, Tensor | None]] = {}
@@ -345,7 +388,7 @@ class Context:
     def release(self) -> None:
         """Lets go of what belongs to one evaluation, such as the graph of a prediction."""
         self.done = None
-        self.shifts.clear()
+        self.memo.clear()
         self.graph.clear()
 
     def pull(self, branch: Branch, cotangent: Tensor) -> Tensor:
@@ -399,12 +442,23 @@ class Context:
     @property
     def progress(self) -> float:
         """`i / (N - 1)`: 0 in the first step, 1 in the last."""
-        return self.run.step / max(1, self.run.steps - 1)
+        return self.run.place / max(1, self.run.steps - 1)
 
     @property
     def fraction(self) -> float:
         """`i / N`: the share of the steps that is behind."""
-        return self.run.step / self.run.steps
+        return self.run.place / self.run.steps
+
+    @property
+    def step(self) -> int:
+        """Index of the step, from 0."""
+        return self.run.place
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the shape, dtype and device of the batch."""
+        like = self.x if self._like is None else self._like
+        return torch.empty(self.batch, *[1] * (self.ndim - 1)) if like is None else like
 
     def noise(self, x0: Tensor) -> Tensor:
         """The noise prediction that belongs to a clean estimate."""
@@ -437,10 +491,8 @@ class Context:
             raise ValueError(
                 f"weight: {len(values)} values were given for a batch of {self.batch} samples"
             )
-        like = self.x if self._like is None else self._like
-        dtype = torch.float32 if like is None else working_dtype(like)
-        if like is not None and not like.is_floating_point():
-            dtype = torch.float64  # tokens: log-probabilities are
-        device = None if like is None else like.device
-        weight = torch.tensor(values, dtype=dtype, device=device)
+        like = self.like
+        # tokens: log-probabilities are in float64
+        dtype = working_dtype(like) if like.is_floating_point() else torch.float64
+        weight = torch.tensor(values, dtype=dtype, device=like.device)
         return weight.reshape(-1, *[1] * (self.ndim - 1))

@@ -88,6 +88,7 @@ class Evaluator:
             return self._again(stack, ctx)
         done: dict[Branch, Tensor] = {}
         ctx.maps = {}
+        ctx.given = self.given
         ctx.done = Predictions(ctx.plan.base, done, ctx.maps)
         left = dict(wanted)
         while left:
@@ -143,6 +144,7 @@ class Evaluator:
                 for b, rows in wanted.items()
             )
             or ctx.plan.captures
+            or ctx.plan.through  # a branch that is differentiated has a call of its own
         ):
             return None
         if isinstance(ctx.level.t, Tensor):  # a level a sample, to be stacked like the samples
@@ -240,6 +242,14 @@ class Evaluator:
         )
         return denoiser.null_condition(condition, nulled, run.fixed)
 
+    def given(self, state: str) -> Condition:
+        """The condition of a state of the sampled model, `null` included.
+
+        Raises:
+            ValueError: It was not given.
+        """
+        return self.check(Branch(state, state=state))
+
     def _given(self, state: str) -> Condition:
         if state not in self.states:
             raise ValueError(
@@ -289,8 +299,15 @@ class Evaluator:
             requests = [self._request(b, rows, done, ctx) for b, rows in group.items()]
             for request in requests:
                 ctx.run.report.count(ctx.batch, request.rows)
-            outputs = self._call(denoiser, requests, ctx, graph=graph)
-            for request, out in zip(requests, outputs, strict=True):
+            outputs: list[tuple[_Request, Tensor]] = []
+            for alike in _alike(denoiser, requests):
+                found = self._call(denoiser, alike, ctx, graph=graph)
+                outputs += zip(alike, found, strict=True)
+            for request, predicted in outputs:
+                out = predicted
+                point = request.branch.point
+                if point is not None and point.keeps_noise:
+                    out = out + _moved(ctx, request)
                 for change in request.branch.outputs:
                     out = change(out, ctx)
                 if request.rows is not None:
@@ -363,6 +380,33 @@ class Evaluator:
         if fixed:
             self._stacked[key] = stacked
         return stacked
+
+
+def _alike(denoiser: Denoiser, requests: list[_Request]) -> list[list[_Request]]:
+    """Requests grouped by the shapes of their conditions: a longer text has a call of its own."""
+    if len(requests) == 1 or not any(r.branch.transforms for r in requests):
+        return [requests]
+    if len({tuple(v.dtype for v in r.condition.values()) for r in requests}) > 1:
+        for request in requests:
+            request.condition = denoiser.embed(request.condition)
+    groups: dict[Any, list[_Request]] = {}
+    for request in requests:
+        shapes = tuple(v.shape[1:] for v in request.condition.values())
+        groups.setdefault(shapes, []).append(request)
+    return list(groups.values())
+
+
+def _moved(ctx: Context, request: _Request) -> Tensor:
+    """What a clean estimate gains where the same noise is taken off `x` instead."""
+    assert ctx.x is not None
+    x, alpha = ctx.x, ctx.alpha
+    if request.rows is not None:
+        x = x[request.rows]
+        alpha = alpha[request.rows] if isinstance(alpha, Tensor) else alpha
+    away = x - request.x
+    if isinstance(alpha, Tensor):
+        return away / alpha.clamp(min=torch.finfo(away.dtype).tiny)
+    return away / alpha if alpha else away
 
 
 def _append(maps: Maps, more: Maps) -> None:

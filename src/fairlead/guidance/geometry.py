@@ -5,16 +5,35 @@ from torch import Tensor
 
 from fairlead.guidance.context import Context, Weight
 
+Over = tuple[int, ...] | None
+"""Dimensions that a length or a product runs over; `None`: all but the first."""
 
-def norm(x: Tensor) -> Tensor:
+
+def over_token(owner: str, dim: int | None, ndim: int) -> Over:
+    """The dimension that holds the numbers of one token, or all of a sample.
+
+    Raises:
+        ValueError: Predictions have no such dimension; names the owner.
+    """
+    if dim is None:
+        return None
+    if not -ndim < dim < ndim:
+        raise ValueError(
+            f"{owner}: dim must be in 1..{ndim - 1} or -{ndim - 1}..-1 for predictions of "
+            f"{ndim} dimensions, got {dim}"
+        )
+    return (dim,)
+
+
+def norm(x: Tensor, over: Over = None) -> Tensor:
     """L2 norm per sample, kept as dimensions of size 1 so that it broadcasts."""
-    size: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    size: Tensor = torch.linalg.vector_norm(x, dim=over or tuple(range(1, x.ndim)), keepdim=True)
     return size
 
 
-def inner(x: Tensor, y: Tensor) -> Tensor:
+def inner(x: Tensor, y: Tensor, over: Over = None) -> Tensor:
     """Inner product per sample, kept as dimensions of size 1 so that it broadcasts."""
-    return (x * y).sum(tuple(range(1, x.ndim)), keepdim=True)
+    return (x * y).sum(over or tuple(range(1, x.ndim)), keepdim=True)
 
 
 def opposed(base: Tensor, update: Tensor, ctx: Context) -> tuple[Tensor, Weight]:
@@ -39,8 +58,8 @@ def opposed(base: Tensor, update: Tensor, ctx: Context) -> tuple[Tensor, Weight]
     return base - update / (weight or 1.0), weight
 
 
-def project(x: Tensor, onto: Tensor) -> Tensor:
+def project(x: Tensor, onto: Tensor, over: Over = None) -> Tensor:
     """The part of `x` along `onto`, per sample; 0 where `onto` is 0."""
-    square = inner(onto, onto).clamp(min=torch.finfo(onto.dtype).tiny)
-    share: Tensor = inner(x, onto) / square
+    square = inner(onto, onto, over).clamp(min=torch.finfo(onto.dtype).tiny)
+    share: Tensor = inner(x, onto, over) / square
     return onto * share

@@ -285,7 +285,8 @@ def _left(
             off[provided.cpu()] = False
             if not bool(off.any()):
                 continue
-            rows = off.nonzero().flatten().to(provided.device)
+            rows = off.nonzero().flatten()
+            rows = rows if ctx.x is None else rows.to(ctx.x.device)
         left[branch] = rows
     for branch in list(left):
         _enter_needs(branch, left)
@@ -332,8 +333,8 @@ def rows_to_evaluate(ctx: Context) -> dict[Branch, Rows]:
         if not read and _near(coefficient, 0.0, slack):
             continue
         rows = None
-        if not read and isinstance(coefficient, Tensor) and _per_sample(coefficient, ctx.batch):
-            on = coefficient.flatten() != 0
+        if not read and isinstance(coefficient, Tensor) and _by_sample(coefficient, ctx):
+            on = (coefficient != 0).reshape(ctx.batch, -1).any(1)
             rows = None if bool(on.all()) else on.nonzero().flatten()
         needed[branch] = rows
     for branch in list(needed):
@@ -369,9 +370,9 @@ def _near(weight: Weight, value: float, slack: float) -> bool:
     return not isinstance(weight, Tensor) and abs(weight - value) <= slack
 
 
-def _per_sample(weight: Tensor, batch: int) -> bool:
-    """Whether it is one number a sample, and no mask."""
-    return weight.ndim > 0 and len(weight) == batch == weight.numel()
+def _by_sample(weight: Tensor, ctx: Context) -> bool:
+    """Whether it may differ between samples: one number for each, or one mask for each."""
+    return weight.ndim == ctx.ndim and len(weight) == ctx.batch
 
 
 def finish(guide: Guide, predictions: Predictions, ctx: Context) -> Prediction:

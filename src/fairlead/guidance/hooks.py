@@ -1,5 +1,6 @@
 """Perturbations and captures that touch the rows of one branch, in one thread, for one call."""
 
+import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -55,7 +56,7 @@ def perturbed(
             for perturbation in span.branch.perturbations:
                 if isinstance(perturbation, Perturbation):
                     for module in perturbation.modules(denoiser):
-                        handle = _install(module, span, perturbation, ctx)
+                        handle = _install(module, span, perturbation, ctx, batch)
                         stack.callback(handle.remove)
         parts = [
             (span.start, span.samples, p)
@@ -71,19 +72,35 @@ def perturbed(
         yield
 
 
-def _install(module: nn.Module, span: Span, perturbation: Perturbation, ctx: Context) -> Any:
-    first, last, thread = span.start, span.stop, threading.get_ident()
+def _install(
+    module: nn.Module, span: Span, perturbation: Perturbation, ctx: Context, batch: int
+) -> Any:
+    rows, thread = slice(span.start, span.stop), threading.get_ident()
+    signature = inspect.signature(module.forward)
 
-    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def own(value: Any) -> Any:
+        """The rows of the branch, of what has one row a sample."""
+        if isinstance(value, tuple):
+            return tuple(own(v) for v in value)
+        return value[rows] if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
+
+    def put(output: Any, changed: Any) -> Any:
+        """An output in which the changed rows stand."""
+        if isinstance(output, tuple):
+            return tuple(put(o, c) for o, c in zip(output, changed, strict=True))
+        if not isinstance(output, Tensor):
+            return output
+        parts = (output[: rows.start], changed.to(output.dtype), output[rows.stop :])
+        return torch.cat([p for p in parts if len(p)])
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if threading.get_ident() != thread:
             return None
-        part = tuple(i[first:last] if isinstance(i, Tensor) else i for i in inputs)
-        changed = perturbation(part, output[first:last], span.samples, ctx)
-        if first == 0 and last == len(output):
-            return changed.to(output.dtype)
-        return torch.cat([output[:first], changed.to(output.dtype), output[last:]])
+        given = signature.bind(*args, **kwargs).arguments
+        inputs = {name: own(value) for name, value in given.items()}
+        return put(output, perturbation(inputs, own(output), span.samples, ctx))
 
-    return module.register_forward_hook(hook)
+    return module.register_forward_hook(hook, with_kwargs=True)
 
 
 def _edits(denoiser: Denoiser, span: Span, ctx: Context, maps: Maps) -> list[Edit]:

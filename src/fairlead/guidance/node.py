@@ -60,6 +60,8 @@ class Node:
     nfe: ClassVar[int] = 0
     neutral: ClassVar[str | None] = None
     domains: ClassVar[frozenset[str]] = CONTINUOUS
+    reads_text: ClassVar[bool] = False
+    """Whether it needs a model with attention over a text."""
 
     @property
     def captures(self) -> tuple[tuple["Branch", "Capture"], ...]:

@@ -4,6 +4,7 @@ import ast
 from typing import cast
 
 from fairlead.guidance.algebra import REGISTRY, Guide, Rule, Schedule, Sum, Term
+from fairlead.guidance.recipes import RECIPES
 from fairlead.parameters import nearest
 from fairlead.text import Reader
 
@@ -44,15 +45,26 @@ def _guide(node: ast.expr, reader: Reader) -> Guide:
         raise reader.error("only + and | combine guides", node.right)
     if isinstance(node, ast.Name) and node.id == "none":
         return Sum(())
+    function = node.func if isinstance(node, ast.Call) else node
+    if isinstance(function, ast.Name) and function.id in RECIPES:
+        return _recipe(node, function.id, reader)
     return cast(Term, _node(node, reader, (Term,), "a term, or a guide in parentheses"))
+
+
+def _recipe(node: ast.expr, name: str, reader: Reader) -> Guide:
+    made = reader.make(node, RECIPES, [name])
+    if not isinstance(made, Guide):
+        raise reader.error(f"{name!r} does not make a guide", node)
+    return made
 
 
 def _node(node: ast.expr, reader: Reader, kinds: tuple[type, ...], expected: str) -> object:
     function = reader.name(node, expected)
     fitting = [name for name, cls in REGISTRY.items() if issubclass(cls, kinds)]
+    known = [*fitting, *RECIPES] if Term in kinds else fitting
     if function.id not in fitting:
         kind = REGISTRY[function.id].kind if function.id in REGISTRY else None
         said = f"{function.id!r} is a {kind}" if kind else f"unknown name {function.id!r}"
-        message = f"{said}; expected {expected}; {nearest(function.id, fitting)}"
+        message = f"{said}; expected {expected}; {nearest(function.id, known)}"
         raise reader.error(message, function)
     return reader.make(node, REGISTRY, fitting)

@@ -29,7 +29,7 @@ _MODEL = re.compile(r"\s*(?P<model>\w+)\s*:(?P<rest>.*)")
 _PART = re.compile(
     r"(?P<name>\w+)(?:=(?P<state>\w+))?"
     r"(?:\[(?P<start>-?\d*):(?P<stop>-?\d*)\])?"
-    r"(?:@(?P<level>\d*\.?\d+))?"
+    r"(?:@(?P<level>\d*\.?\d+(?:e-?\d+)?))?"
 )
 
 

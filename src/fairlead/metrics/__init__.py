@@ -19,6 +19,7 @@ from fairlead.metrics.frechet import (
     moments,
 )
 from fairlead.metrics.inception import inception_fid
+from fairlead.metrics.judges import JudgeReport, judge_report
 from fairlead.metrics.neighbours import (
     authenticity,
     density_coverage,
@@ -31,6 +32,7 @@ from fairlead.metrics.saturation import clipped_fraction, saturation
 
 __all__ = [
     "Estimate",
+    "JudgeReport",
     "authenticity",
     "bootstrap",
     "class_accuracy",
@@ -45,6 +47,7 @@ __all__ = [
     "frechet_infinity",
     "inception_fid",
     "inception_score",
+    "judge_report",
     "mean_interval",
     "moments",
     "neighbour_metrics",

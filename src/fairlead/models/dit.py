@@ -106,6 +106,11 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     @property
+    def residual_blocks(self) -> dict[str, nn.Module]:
+        """The blocks by name, for guides that skip them."""
+        return {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
+
+    @property
     def attention_layers(self) -> dict[str, Attention]:
         """The attention cores by name, in the order in which they act."""
         blocks = cast(Sequence[Block], self.blocks)

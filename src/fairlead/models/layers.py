@@ -1,6 +1,7 @@
 """Layers that the reference networks share: named self-attention and embeddings."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +9,17 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """The attention proper, without parameters: what guides hook and replace for their rows.
+    """The attention proper, without parameters: what guides read and replace for their rows.
+
+    Args:
+        kind: Whether it attends to the image's own tokens or to a text's.
 
     Shapes: queries, keys and values `(B, heads, N, d)` to `(B, heads, N, d)`.
     """
+
+    def __init__(self, kind: Literal["self", "cross"] = "self") -> None:
+        super().__init__()
+        self.kind = kind
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax attention of every query over all keys."""

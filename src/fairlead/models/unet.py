@@ -159,6 +159,13 @@ class UNet(nn.Module):
         nn.init.zeros_(self.outputs.weight)
 
     @property
+    def residual_blocks(self) -> dict[str, AttentionBlock]:
+        """The attention blocks by the name of their layer, for guides that skip them."""
+        cores = {id(core): name for name, core in self.attention_layers.items()}
+        blocks = [m for m in self.modules() if isinstance(m, AttentionBlock)]
+        return {cores[id(block.attention.core)]: block for block in blocks}
+
+    @property
     def attention_layers(self) -> dict[str, Attention]:
         """The attention cores by name, in the order in which they act."""
         found = {}

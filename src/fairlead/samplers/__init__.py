@@ -15,6 +15,7 @@ from fairlead.samplers.base import (
     register,
     transfer,
 )
+from fairlead.samplers.dc import DC, RatioModel
 from fairlead.samplers.ddim import DDIM
 from fairlead.samplers.ddpm import DDPM
 from fairlead.samplers.dpm import DPMpp1S, DPMpp2M, DPMpp2MSDE, DPMpp2S
@@ -29,6 +30,7 @@ from fairlead.samplers.svdd import SVDD
 from fairlead.samplers.unipc import UniPC
 
 __all__ = [
+    "DC",
     "DDIM",
     "DDPM",
     "MCMC",
@@ -45,6 +47,7 @@ __all__ = [
     "Heun",
     "Model",
     "Prediction",
+    "RatioModel",
     "Recurrence",
     "Sampler",
     "Steering",

@@ -46,7 +46,7 @@ class Recurrence(Sampler):
         super().__post_init__()
         if self.times != int(self.times):
             raise ValueError(f"recurrence: times must be a whole number, got {self.times}")
-        if self.inner.name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc", "recurrence"):
+        if self.inner.name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc", "dc", "recurrence"):
             raise ValueError(
                 f"recurrence: base must keep no memory between steps, got {self.base!r}; "
                 "did you mean 'ddim', 'ddpm', 'euler' or 'heun'?"

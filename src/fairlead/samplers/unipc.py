@@ -13,19 +13,19 @@ from fairlead.samplers.base import Model, Sampler, register, transfer
 from fairlead.schedules import Level
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """A level where the model was evaluated, and the prediction there."""
 
     level: Level
     p: Prediction
 
 
-class _Step(NamedTuple):
+class Taken(NamedTuple):
     """The last predictor step: its start, its end, and the points it used, newest first."""
 
     x: Tensor
     reached: Tensor
-    points: list[_Point]
+    points: list[Point]
     order: int
 
 
@@ -81,25 +81,36 @@ class UniPC(Sampler):
 
     def step(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
         """From `x` at level `s` to the less noisy level `t`."""
-        new = _Point(s, model(x, s))
-        last: _Step | None = model.memory.get("unipc")
-        if last is not None and self.corrector and x is last.reached:
-            x = self._advance(last.x, last.points, s, last.order, new)
-        points = [new, *(last.points if last else [])][: self.order]
-        order = self._order(model, points, t)
-        reached = self._advance(x, points, t, order)
-        model.memory["unipc"] = _Step(x, reached, points, order)
+        x, points, order = self.prepared(model, x, s, t)
+        points = self._kept(model, points)
+        reached = self.advance(x, points, t, order)
+        model.memory["unipc"] = Taken(x, reached, points, order)
         return reached
 
-    def _order(self, model: Model, points: list[_Point], t: Level) -> int:
+    def prepared(
+        self, model: Model, x: Tensor, s: Level, t: Level
+    ) -> tuple[Tensor, list[Point], int]:
+        """The corrected sample, the known points, newest first, and the order of the step."""
+        new = Point(s, model(x, s))
+        last: Taken | None = model.memory.get("unipc")
+        if last is not None and self.corrector and x is last.reached:
+            x = self.advance(last.x, last.points, s, last.order, new)
+        points = [new, *(last.points if last else [])]
+        return x, points, self._order(model, points, t)
+
+    def _kept(self, model: Model, points: list[Point]) -> list[Point]:
+        """The points that later steps use, newest first."""
+        return points[: self.order]
+
+    def _order(self, model: Model, points: list[Point], t: Level) -> int:
         if t.sigma == 0:
             return 1
-        known = sum(math.isfinite(p.level.lam) for p in points)
+        known = sum(math.isfinite(p.level.lam) for p in points[: self.order])
         left = model.steps - model.step if self.lower_order_final else self.order
         return max(1, min(self.order, known, left))
 
-    def _advance(
-        self, x: Tensor, points: list[_Point], t: Level, order: int, new: _Point | None = None
+    def advance(
+        self, x: Tensor, points: list[Point], t: Level, order: int, new: Point | None = None
     ) -> Tensor:
         """From the newest point to `t`: predicted, or corrected with the prediction at `t`."""
         start, older = points[0], points[1:order]

@@ -1,7 +1,7 @@
 """Pictures: labelled grids of samples, and quality against cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,68 @@ def plot_pareto(found: Comparison, path: Path) -> None:
     draft = path.with_name(f".{path.name}")
     figure.savefig(draft, dpi=130)
     draft.replace(path)
+
+
+MARKERS = "osD^v<>Pphd"
+
+
+def plot_lines(
+    found: Comparison, lines: Mapping[str, Sequence[str]], scales: Sequence[float], path: Path
+) -> None:
+    """As `plot_pareto`, the points of a method joined in the order of the scale.
+
+    Args:
+        found: The results.
+        lines: Texts of the guides of each method.
+        scales: The scale of each text of a line; small numbers beside the first line that has
+            them all say which is which.
+        path: Where to write.
+    """
+    from matplotlib.figure import Figure
+
+    rows = {r.guide: r for r in found.rows}
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    cost, quality = figure.subplots(1, 2)
+    data, handles = found.settings["data"], []
+    for i, (name, texts) in enumerate(lines.items()):
+        own = [rows[t] for t in texts]
+        fd = [_ends("fd", r) for r in own]
+        x, y = ([_ends(k, r) for r in own] for k in ("diversity", "accuracy"))
+        plain = name in ("none", "cfg")
+        style: dict[str, Any] = {
+            "marker": "*" if name == "none" else MARKERS[i // 10 % len(MARKERS)],
+            "color": "black" if plain else f"C{i % 10}",
+            "lw": 2 if plain else 1,
+            "ms": 12 if name == "none" else 5,
+            "zorder": 3 if plain else 2,
+            "elinewidth": 0.5,
+        }
+        nfe = [r.nfe for r in own]
+        bars = _bars(fd)
+        handles.append(cost.errorbar(nfe, [v for v, _ in fd], yerr=bars, **style))
+        quality.errorbar(
+            [v for v, _ in x], [v for v, _ in y], xerr=_bars(x), yerr=_bars(y), **style
+        )
+        if name == "cfg":
+            for w, at, (fd_value, _), (across, _), (up, _) in zip(
+                scales, nfe, fd, x, y, strict=True
+            ):
+                for axes, point in ((cost, (at, fd_value)), (quality, (across, up))):
+                    axes.annotate(f"{w:g}", point, xytext=(5, 4), textcoords="offset points")
+    cost.set(xlabel="network evaluations a sample", ylabel=f"Fréchet distance ({data} features)")
+    quality.set(xlabel="diversity in class", ylabel="class accuracy")
+    for axes in (cost, quality):
+        axes.grid(alpha=0.3)
+        axes.margins(0.08)
+    figure.legend(handles, list(lines), loc="outside right upper", frameon=False)
+    draft = path.with_name(f".{path.name}")
+    figure.savefig(draft, dpi=130)
+    draft.replace(path)
+
+
+def _bars(ends: Sequence[tuple[float, list[list[float]]]]) -> list[list[float]]:
+    """How far the intervals of several values reach down and up."""
+    return [[reach[side][0] for _, reach in ends] for side in (0, 1)]
 
 
 def _point(axes: Any, i: int, x: tuple[float, Any], y: tuple[float, Any]) -> Any:

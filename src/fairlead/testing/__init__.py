@@ -10,7 +10,12 @@
 from fairlead.testing.checks import CHECKS
 from fairlead.testing.conformance import Outcome, check_guide
 from fairlead.testing.helpers import combine, pairs
-from fairlead.testing.networks import TinyNetwork, tiny_denoiser, tiny_network
+from fairlead.testing.networks import (
+    TinyNetwork,
+    TinyTextNetwork,
+    tiny_denoiser,
+    tiny_network,
+)
 from fairlead.testing.subject import Subject
 
 __all__ = [
@@ -18,6 +23,7 @@ __all__ = [
     "Outcome",
     "Subject",
     "TinyNetwork",
+    "TinyTextNetwork",
     "check_guide",
     "combine",
     "pairs",

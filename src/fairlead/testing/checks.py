@@ -21,12 +21,13 @@ from fairlead.guidance.combine import combine
 from fairlead.guidance.context import Context, Plan, Run
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.guidance.guided import GuidedModel, branches
+from fairlead.guidance.masks import fitted
 from fairlead.guidance.spec import guide as parse
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.parameters import Range, ranges
 from fairlead.sampling import Interrupted, Result, sample
 from fairlead.schedules import EDM
-from fairlead.testing.networks import TinyNetwork, tiny_denoiser
+from fairlead.testing.networks import TinyNetwork
 from fairlead.testing.subject import NotApplicable, Subject
 
 Check = Callable[[Subject], None]
@@ -35,12 +36,11 @@ CHECKS: dict[str, Check] = {}
 """Every check by name."""
 
 LABELS = [3, 5, 8]
+MASKS = {"left": (torch.arange(8) < 4).reshape(1, 1, 8)}
 
 ENERGIES: dict[str, Energy] = {
     "measurement": Linear(lambda z: z.flatten(2).mean(2), [0.3, -0.2], noise=0.5),
-    "classifier": Classifier(
-        lambda z: torch.stack([z.mean((1, 2, 3)), z[..., 0].square().mean((1, 2))], 1), label=1
-    ),
+    "classifier": Classifier(lambda z: z.flatten(1)[:, :120].reshape(-1, 10, 12).sum(2), label=1),
     "symmetry": Symmetry(),
 }
 """Energies that guides find here by name."""
@@ -56,18 +56,25 @@ def check(function: Check) -> Check:
 
 def draw(
     guide: Guide,
-    denoiser: Denoiser | None = None,
+    denoiser: Denoiser,
     *,
     n: int = 3,
     first: int = 0,
     **options: Any,
 ) -> Result:
     """Samples under a guide, labels fixed by the index of the sample."""
-    denoiser = denoiser or tiny_denoiser()
     options = {"sampler": "heun", "steps": STEPS, "record": False, "energies": ENERGIES, **options}
-    label = {"label": LABELS[first : first + n]}
-    states = {"negative": {"label": [(i + 1) % 10 for i in label["label"]]}}
-    return sample(denoiser, label, guide=guide, first=first, n=n, states=states, **options)
+    cond = given(guide, n, first)
+    states = {"negative": {**cond, "label": [(i + 1) % 10 for i in cond["label"]]}}
+    options = {"states": states, "masks": MASKS, **options}
+    return sample(denoiser, cond, guide=guide, first=first, n=n, **options)
+
+
+def given(guide: Guide, n: int, first: int = 0) -> dict[str, list[int]]:
+    """Conditions of the tiny network: a label, and a style for guides that name it."""
+    named = {name for node in guide.nodes() for name in getattr(node, "conditions", ())}
+    cond = {"label": LABELS[first : first + n]}
+    return {**cond, "style": [i % 3 + 1 for i in cond["label"]]} if "style" in named else cond
 
 
 def networks(denoiser: Denoiser) -> list[TinyNetwork]:
@@ -76,19 +83,13 @@ def networks(denoiser: Denoiser) -> list[TinyNetwork]:
     return [typing.cast(TinyNetwork, d.network) for d in found]
 
 
-def double() -> Denoiser:
-    """A denoiser whose network computes in float64."""
-    return tiny_denoiser(dtype=torch.float64)
-
-
-def model_of(guide: Guide, run: Run, n: int = 2, denoiser: Denoiser | None = None) -> GuidedModel:
+def model_of(guide: Guide, run: Run, denoiser: Denoiser, n: int = 2) -> GuidedModel:
     """A guided model to be driven by hand."""
-    states = {
-        "cond": Condition({"label": LABELS[:n]}),
-        "negative": Condition({"label": [i + 1 for i in LABELS[:n]]}),
-    }
+    run.masks = fitted(MASKS, torch.empty(n, 2, 8, 8))
+    cond = Condition(given(guide, n))
+    states = {"cond": cond, "negative": cond.replace(label=[i + 1 for i in LABELS[:n]])}
     run.energies = {**ENERGIES, **run.energies}
-    return GuidedModel(guide, Evaluator(denoiser or tiny_denoiser(), states), run)
+    return GuidedModel(guide, Evaluator(denoiser, states), run)
 
 
 def noise(n: int = 2, key: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -113,7 +114,7 @@ def error_of(kinds: tuple[type[BaseException], ...], function: Callable[[], obje
 def shape_dtype_device(subject: Subject) -> None:
     """Samples look like what was asked for, and are finite."""
     for dtype in (torch.float32, torch.float64):
-        out = draw(subject.guide, dtype=dtype).x
+        out = draw(subject.guide, subject.tiny(), dtype=dtype).x
         assert out.shape == (3, 2, 8, 8), f"shape {tuple(out.shape)}"
         assert out.dtype == dtype, f"dtype {out.dtype} instead of {dtype}"
         assert out.device.type == "cpu", f"device {out.device}"
@@ -126,7 +127,7 @@ def low_precision(subject: Subject) -> None:
     x, level = noise().bfloat16(), EDM().level(1.0)
     both = []
     for given in (x, x.float()):
-        model = model_of(subject.guide, Run(0, range(2), STEPS))
+        model = model_of(subject.guide, Run(0, range(2), STEPS), subject.tiny())
         model.begin(level)
         both.append(model(given, level).denoise)
     assert both[0].dtype == torch.float32, f"dtype {both[0].dtype} instead of float32"
@@ -141,7 +142,8 @@ def neutral(subject: Subject) -> None:
         raise NotApplicable("the method has no neutral setting")
     guide = subject.framed(f"{subject.method.name}({arguments})")
     for sampler in ("heun", "ddim"):
-        same = torch.equal(draw(guide, sampler=sampler).x, draw(subject.plain, sampler=sampler).x)
+        found = [draw(g, subject.tiny(), sampler=sampler).x for g in (guide, subject.plain)]
+        same = torch.equal(*found)
         assert same, f"{guide} differs from {subject.plain} under {sampler}"
 
 
@@ -155,8 +157,8 @@ def strength_zero(subject: Subject) -> None:
         raise NotApplicable("the term has no strength 0")
     else:
         guide = parse(f"{method.name}({type(method).neutral})")
-    denoiser = tiny_denoiser()
-    out, plain = draw(guide, denoiser), draw(parse("none"))
+    denoiser = subject.tiny()
+    out, plain = draw(guide, denoiser), draw(parse("none"), subject.tiny())
     assert torch.equal(out.x, plain.x), "differs from the conditional model"
     assert torch.equal(out.nfe, plain.nfe), f"nfe {out.nfe.tolist()}, not {plain.nfe.tolist()}"
     assert sum(n.rows for n in networks(denoiser)) == int(plain.nfe.sum()), "rows are wasted"
@@ -165,7 +167,7 @@ def strength_zero(subject: Subject) -> None:
 @check
 def nfe(subject: Subject) -> None:
     """The reported cost is what the networks saw, and no more than what the method declares."""
-    denoiser = tiny_denoiser()
+    denoiser = subject.tiny()
     evaluations = 2 * STEPS - 1
     out = draw(subject.guide, denoiser)
     seen = sum(n.rows for n in networks(denoiser))
@@ -183,7 +185,7 @@ def nfe(subject: Subject) -> None:
 class _NextLabel(Transform):
     def __call__(self, condition: Condition, denoiser: Denoiser, ctx: Context) -> Condition:
         label = condition["label"]
-        return condition if label.is_floating_point() else Condition({"label": (label + 1) % 10})
+        return condition if label.is_floating_point() else condition.replace(label=(label + 1) % 10)
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,8 @@ class _Probe(Term):
 def branch_sharing(subject: Subject) -> None:
     """Another term beside it costs its own branch alone: the conditional one is shared."""
     evaluations = 2 * STEPS - 1
-    alone, beside = draw(subject.guide).nfe, draw(subject.beside(_Probe())).nfe
+    guides = (subject.guide, subject.beside(_Probe()))
+    alone, beside = (draw(guide, subject.tiny()).nfe for guide in guides)
     assert (beside - alone).tolist() == [evaluations] * 3, (
         f"{(beside - alone).tolist()} further evaluations instead of {evaluations}"
     )
@@ -211,8 +214,11 @@ def batches(subject: Subject) -> None:
 
     In float64; batched and single matrix products differ in the last bits.
     """
-    together = draw(subject.guide, double(), dtype=torch.float64)
-    single = [draw(subject.guide, double(), n=1, first=i, dtype=torch.float64) for i in range(3)]
+    together = draw(subject.guide, subject.tiny(torch.float64), dtype=torch.float64)
+    single = [
+        draw(subject.guide, subject.tiny(torch.float64), n=1, first=i, dtype=torch.float64)
+        for i in range(3)
+    ]
     torch.testing.assert_close(together.x, torch.cat([s.x for s in single]), rtol=1e-9, atol=1e-9)
     assert torch.equal(together.nfe, torch.cat([s.nfe for s in single])), "nfe differs"
 
@@ -220,9 +226,9 @@ def batches(subject: Subject) -> None:
 @check
 def max_batch(subject: Subject) -> None:
     """Splitting the network's calls, or one call a branch, changes nothing."""
-    whole = draw(subject.guide, double(), dtype=torch.float64)
+    whole = draw(subject.guide, subject.tiny(torch.float64), dtype=torch.float64)
     for options in ({"batching": "sequential"}, {"max_batch": 2}):
-        parts = draw(subject.guide, double(), dtype=torch.float64, **options)
+        parts = draw(subject.guide, subject.tiny(torch.float64), dtype=torch.float64, **options)
         torch.testing.assert_close(whole.x, parts.x, rtol=1e-9, atol=1e-9)
         assert torch.equal(whole.nfe, parts.nfe), f"nfe differs under {options}"
 
@@ -233,11 +239,13 @@ def deterministic(subject: Subject) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         before = torch.get_rng_state()
-        first = draw(subject.guide, seed=7).x
+        first = draw(subject.guide, subject.tiny(), seed=7).x
         assert torch.equal(before, torch.get_rng_state()), "moves the global random state"
         torch.manual_seed(2)
-        assert torch.equal(first, draw(subject.guide, seed=7).x), "two runs differ"
-    assert not torch.equal(first, draw(subject.guide, seed=8).x), "the seed has no effect"
+        assert torch.equal(first, draw(subject.guide, subject.tiny(), seed=7).x), "two runs differ"
+    assert not torch.equal(first, draw(subject.guide, subject.tiny(), seed=8).x), (
+        "the seed has no effect"
+    )
 
 
 def _hooks(denoiser: Denoiser) -> int:
@@ -249,7 +257,7 @@ def _hooks(denoiser: Denoiser) -> int:
 @check
 def no_traces(subject: Subject) -> None:
     """A run leaves nothing in guide and network, also after an error and an interrupt."""
-    guide, denoiser = subject.guide, tiny_denoiser()
+    guide, denoiser = subject.guide, subject.tiny()
     twin = copy.deepcopy(guide)
     reference = draw(guide, denoiser).x
     kept = copy.deepcopy([vars(n) for n in guide.nodes()])
@@ -312,7 +320,7 @@ def memory_once_a_step(subject: Subject) -> None:
     """Later stages of a step change nothing in what is remembered."""
     results = []
     for stages in (1, 3):
-        model = model_of(subject.guide, Run(0, range(2), STEPS))
+        model = model_of(subject.guide, Run(0, range(2), STEPS), subject.tiny())
         firsts = []
         for step in range(3):
             level = EDM().level(5.0 - step)
@@ -329,10 +337,11 @@ def compile(subject: Subject) -> None:
     """The arithmetic of the combine is one graph for `torch.compile`."""
     if any(getattr(node, "gradient", False) for node in subject.guide.nodes()):
         raise NotApplicable("it differentiates an energy in the combine")
-    run = Run(0, range(2), STEPS, check=False, record=False)
+    masks = fitted(MASKS, noise())
+    run = Run(0, range(2), STEPS, check=False, record=False, masks=masks)
     run.advance()
     guide, level = subject.guide, EDM().level(2.0)
-    ctx = Context(noise(), level, run, tiny_denoiser())
+    ctx = Context(noise(), level, run, subject.tiny())
     ctx.plan = Plan(guide.base(ctx))
     guide.plan(ctx, (), 1.0, ())
     wanted = list({ctx.plan.base: None, **dict.fromkeys(ctx.plan.coefficients)})
@@ -375,12 +384,15 @@ def outside(allowed: Range) -> list[float]:
 def not_finite(subject: Subject) -> None:
     """NaN and infinity in a prediction are refused, naming branch and step, unless asked not."""
     names = {b.name for b in branches(subject.guide)}
+    clean = subject.tiny()
+    draw(subject.guide, clean, sampler="ddim")
+    first = networks(clean)[0].calls // STEPS  # the first call of step 1
     for value in (math.nan, math.inf):
-        denoiser = tiny_denoiser()
+        denoiser = subject.tiny()
 
         def poison(call: int, out: Tensor, value: float = value) -> Tensor:
             out = out.clone()
-            if call >= 1:
+            if call >= first:
                 out[-1, 0, 0, 0] = value
             return out
 
@@ -398,9 +410,9 @@ def not_finite(subject: Subject) -> None:
 def weights_per_sample(subject: Subject) -> None:
     """A scale per sample equals a loop over the samples, in cost too."""
     weights = (1.0, 2.0, 3.5)
-    together = draw(subject.scaled(weights), double(), dtype=torch.float64)
+    together = draw(subject.scaled(weights), subject.tiny(torch.float64), dtype=torch.float64)
     single = [
-        draw(subject.scaled(w), double(), n=1, first=i, dtype=torch.float64)
+        draw(subject.scaled(w), subject.tiny(torch.float64), n=1, first=i, dtype=torch.float64)
         for i, w in enumerate(weights)
     ]
     torch.testing.assert_close(together.x, torch.cat([s.x for s in single]), rtol=1e-9, atol=1e-9)

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fairlead.parameters import choose
+from fairlead.testing import tokens  # noqa: F401  enters its check
 from fairlead.testing.checks import CHECKS
 from fairlead.testing.subject import NotApplicable, Subject
 
 Status = Literal["passed", "failed", "skipped", "expected failure", "not applicable"]
+
+
+WITHOUT_SAMPLES = ("text", "bad_values", "tokens")
+"""Checks that draw no continuous samples."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ def _run(name: str, subject: Subject, skipped: bool, expected: str | None) -> Ou
     if skipped:
         return Outcome(name, "skipped")
     try:
+        if name not in WITHOUT_SAMPLES and "continuous" not in subject.guide.domains:
+            raise NotApplicable("the guide serves tokens alone")
         CHECKS[name](subject)
     except NotApplicable as reason:
         return Outcome(name, "not applicable", str(reason))

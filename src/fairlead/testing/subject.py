@@ -7,9 +7,13 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
+from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Node, Pipe, Rule, Schedule, Term
 from fairlead.guidance.spec import guide as parse
 from fairlead.guidance.terms.cfg import CFG
+from fairlead.testing.networks import tiny_denoiser
 
 
 class NotApplicable(Exception):
@@ -57,6 +61,10 @@ class Subject:
         if self.node is None:
             raise NotApplicable("a guide of several parts")
         return self.node
+
+    def tiny(self, dtype: torch.dtype = torch.float32) -> Denoiser:
+        """A tiny denoiser that serves the guide: with a text under cross-attention if it asks."""
+        return tiny_denoiser(dtype=dtype, text=any(n.reads_text for n in self.guide.nodes()))
 
     @property
     def plain(self) -> Guide:

@@ -1,6 +1,7 @@
 """Training of the reference networks: data, losses, loops, recipes, export."""
 
 from fairlead.training.classifier import run_classifier, train_classifier
+from fairlead.training.dropout import Drawn, DropoutTable, history_levels
 from fairlead.training.export import export
 from fairlead.training.recipes import RECIPES, Training, run
 from fairlead.training.sequences import TOKEN_RECIPES, TokenTraining, run_tokens
@@ -10,12 +11,15 @@ __all__ = [
     "RECIPES",
     "TOKEN_RECIPES",
     "Budget",
+    "Drawn",
+    "DropoutTable",
     "Recipe",
     "TokenTraining",
     "Training",
     "edm_loss",
     "export",
     "fit",
+    "history_levels",
     "run",
     "run_classifier",
     "run_tokens",

@@ -48,7 +48,7 @@ def test_bands_have_their_own_part_of_the_run():
     run, seen = fl.Run(steps=5), []
     for _ in range(5):
         run.advance()
-        seen.append(cache._factors(fl.Context(None, None, run)))
+        seen.append(cache._factors(fl.Context(None, None, run).fraction))
     assert seen == [(2.0, 1.0), (2.0, 1.0), (2.0, 3.0), (1.0, 3.0), (1.0, 3.0)]
 
 
@@ -58,10 +58,10 @@ def test_the_difference_is_that_of_the_networks_output():
     run, schedule = fl.Run(steps=3, check=False), fl.schedules.EDM()
     c, u = torch.tensor([[1.0]]), torch.tensor([[0.0]])
     out = []
-    for t in (4.0, 1.0):
+    for t in (4.0, 2.0):
         given = {"cond": c, "null": u}
         out.append(fl.combine(guide, given, x=c, t=t, schedule=schedule, run=run).item())
-    assert out == [2.0, 1 + 1 / 4]  # what weighed 1/4 at sigma 4 weighs 1 at sigma 1
+    assert out == [2.0, 1 + 2 / 4]  # what weighed 1/4 at sigma 4 weighs 1/2 at sigma 2
 
 
 def test_output_means_what_the_network_predicts():
@@ -171,5 +171,7 @@ def test_bad_values_are_named():
         fl.Cache(every=2.5)
     with pytest.raises(ValueError, match="cache: space must be one of"):
         fl.Cache(space="x")
-    with pytest.raises(ValueError, match=r"cache: frequency bands need .* got shape \(1,\)"):
-        steps(fl.CFG(2.0) | fl.Cache(start=0.0, low=2.0), [{"cond": 1.0, "null": 0.0}] * 2)
+    run = fl.Run(steps=20, check=False)
+    given = {"cond": torch.ones(1, 1), "null": torch.zeros(1, 1)}
+    with pytest.raises(ValueError, match=r"cache: frequency bands need .* got 1; low=1, high=1"):
+        fl.combine(fl.CFG(2.0) | fl.Cache(), given, run=run)  # at the first step

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import fairlead as fl
-from fairlead.guidance.algebra import inner, norm
+from fairlead.guidance.algebra import inner, norm, project
 from fairlead.prediction import from_x0, to_x0
 from fairlead.testing import combine, pairs
 
@@ -136,3 +136,48 @@ def test_unknown_form_and_space_are_named():
         fl.APG(form="papre")
     with pytest.raises(ValueError, match="apg: space must be one of sample, epsilon"):
         fl.APG(space="eps")
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_each_position_for_itself_is_diffusers_norm_dim(dim):
+    from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
+
+    generator = torch.Generator().manual_seed(0)
+    c, u = torch.randn(2, 2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    theirs = normalized_guidance(
+        c, u, 4.0, None, 0.3, 1.5, use_original_formulation=False, norm_dim=[dim]
+    )
+    guide = fl.CFG(4.0) | fl.APG(eta=0.3, r=1.5, form="from_null", dim=dim)
+    assert_close(combine(guide, c, u), theirs, rtol=1e-12, atol=1e-12)
+    whole = combine(fl.CFG(4.0) | fl.APG(eta=0.3, r=1.5, form="from_null"), c, u)
+    assert not torch.allclose(whole, theirs, atol=1e-3)
+
+
+def test_one_position_alone_is_a_sample_alone():
+    c, u = torch.randn(2, 3, 4, 1, generator=torch.Generator().manual_seed(0))
+    one = combine(fl.CFG(4.0) | fl.APG(r=1.0, dim=1), c, u)
+    assert_close(one, combine(fl.CFG(4.0) | fl.APG(r=1.0), c, u))
+
+
+def test_first_steps_only_feed_the_momentum():
+    """The mixed form: CFG at 3.5 for two of four steps, then APG at 10, one buffer for all."""
+    text = "(cfg(3.5) | interval(0, 0.5)) + (cfg(10) | interval(0.5, 1)) | apg(beta=-0.5, after=2)"
+    run, m = fl.Run(steps=4), 0.0
+    generator = torch.Generator().manual_seed(0)
+    for i in range(4):
+        c, u = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+        out = combine(text, c, u, run)
+        m = c - u - 0.5 * m
+        if i < 2:
+            assert_close(out, u + 3.5 * (c - u))
+        else:
+            assert_close(out, c + 9 * (m - project(m, onto=c)))
+
+
+def test_bad_dimension_is_named():
+    with pytest.raises(ValueError, match="apg: dim must be 1 or more, or negative, got 0"):
+        fl.APG(dim=0)
+    with pytest.raises(ValueError, match=r"apg: dim must be in 1..1 or -1..-1 .* got 2"):
+        combine(fl.CFG(3.0) | fl.APG(r=1.0, dim=2), C, U)
+    with pytest.raises(ValueError, match=r"apg: after must be in \[0, inf\), got -1"):
+        fl.APG(after=-1)

@@ -108,3 +108,11 @@ def test_two_claims_are_refused(text):
 def test_bad_value_is_named(name, value):
     with pytest.raises(ValueError, match=rf"cfgpp: {name} must be in \[0, 1\], got {value}"):
         fl.CFGpp(**{"lam": 0.5, name: value})
+
+
+def test_weight_that_differs_between_places_is_no_switch():
+    """Under a mask the weight is a map: the null still renoises."""
+    from fairlead.testing.checks import MASKS, draw
+
+    out = draw(fl.guide("cfgpp(0.6) | region('left')"), tiny_denoiser(), masks=MASKS)
+    assert out.x.isfinite().all()

@@ -7,7 +7,9 @@ import torch
 from torch.testing import assert_close
 
 import fairlead as fl
+from fairlead.attention import Attended, AttentionLayer
 from fairlead.guidance.context import Context
+from fairlead.guidance.terms.pag import IdentityAttention
 from fairlead.layers import match_layers
 from fairlead.models.layers import Attention
 from fairlead.models.unet import UNet
@@ -52,6 +54,32 @@ def test_equal_tokens_have_nothing_to_lose():
     v = torch.randn(1, 2, 1, 4).expand(1, 2, 9, 4)
     q = torch.randn(1, 2, 9, 4)
     assert_close(Attention()(q, q, v), v)  # identity attention returns v
+
+
+@pytest.mark.parametrize("kind", ["none", "keys", "matrix", "added"])
+def test_joint_attention_under_a_mask(kind):
+    q, k, v = torch.randn(3, 2, 2, 7, 4, dtype=torch.float64).unbind(0)
+    image, text = slice(2, 7), slice(0, 2)
+    seen = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    seen[1, :, :, 1] = False  # a padded token of the text
+    mask = {
+        "none": None,
+        "keys": seen[:, :, :1],
+        "matrix": seen,
+        "added": torch.zeros(2, 1, 7, 7, dtype=torch.float64).masked_fill(~seen, -math.inf),
+    }[kind]
+
+    def plain(q, k, v, mask):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
+
+    layer = AttentionLayer("blocks.0", torch.nn.Identity(), "joint")
+    call = Attended(layer, q, k, v, mask, 0.5, image, text, 0, (), plain)
+    only = torch.eye(7, dtype=torch.bool)
+    only[:, text] = True
+    only[text] = True
+    allowed = only if mask is None else only & seen
+    expected = plain(q, k, v, allowed)
+    assert_close(IdentityAttention("**")(call, [0, 1], None), expected)
 
 
 def test_by_hand():

@@ -1,5 +1,29 @@
-"""Guides that follow the gradient of an energy, one file a method."""
+"""Guides that follow a judge, one file a method."""
 
 from fairlead.guidance.energy.classifier_guidance import ClassifierGuidance
+from fairlead.guidance.energy.dps import DPS
+from fairlead.guidance.energy.dreamguider import Dreamguider
+from fairlead.guidance.energy.elucd import EluCD
+from fairlead.guidance.energy.flowchef import FlowChef
+from fairlead.guidance.energy.freedom import FreeDoM
+from fairlead.guidance.energy.gfcg import GFCG
+from fairlead.guidance.energy.lgd import LGD
+from fairlead.guidance.energy.mpgd import MPGD
+from fairlead.guidance.energy.norm_guidance import NormGuidance
+from fairlead.guidance.energy.tfg import TFG
+from fairlead.guidance.energy.ugd import UGD
 
-__all__ = ["ClassifierGuidance"]
+__all__ = [
+    "DPS",
+    "GFCG",
+    "LGD",
+    "MPGD",
+    "TFG",
+    "UGD",
+    "ClassifierGuidance",
+    "Dreamguider",
+    "EluCD",
+    "FlowChef",
+    "FreeDoM",
+    "NormGuidance",
+]

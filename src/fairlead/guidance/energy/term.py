@@ -122,10 +122,10 @@ class GradientTerm(Term):
         if place not in ctx.plan.gradients or (self.apart and ctx.renoising):
             return update, total
         weight, branch = ctx.plan.gradients[place]
-        if place not in ctx.shifts:  # both ends of a prediction ask for it
+        if place not in ctx.memo:  # both ends of a prediction ask for it
             ctx.place = place
-            ctx.shifts[place] = self.shift(branch, predictions, ctx) * weight
-        shift = ctx.shifts[place]
+            ctx.memo[place] = self.shift(branch, predictions, ctx) * weight
+        shift = ctx.memo[place]
         if ctx.run.report.record and not ctx.renoising:
             ctx.run.report.norm(self.label, shift)
         return shift if update is None else update + shift, total + magnitude(weight)

@@ -3,7 +3,15 @@
 from fairlead.guidance.policies.adaptive import AdaptiveGuidance
 from fairlead.guidance.policies.cache import Cache
 from fairlead.guidance.policies.linear import LinearGuidance
+from fairlead.guidance.policies.merge import TokenMerging
 from fairlead.guidance.policies.rcfg import ResidualCFG
 from fairlead.guidance.policies.reuse import FeatureReuse
 
-__all__ = ["AdaptiveGuidance", "Cache", "FeatureReuse", "LinearGuidance", "ResidualCFG"]
+__all__ = [
+    "AdaptiveGuidance",
+    "Cache",
+    "FeatureReuse",
+    "LinearGuidance",
+    "ResidualCFG",
+    "TokenMerging",
+]

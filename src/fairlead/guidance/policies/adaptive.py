@@ -102,7 +102,7 @@ class AdaptiveGuidance(Policy):
         ).amin(0)
         before = ctx.recall()
         off = cosine >= self.threshold
-        if before is None and ctx.run.step == 0 and self.threshold > 0 and bool(off.any()):
+        if before is None and ctx.step == 0 and self.threshold > 0 and bool(off.any()):
             warnings.warn(
                 "adaptive: guidance is switched off at the first step, where the sample is almost "
                 "all noise and both predictions look alike; guard=0.45 waits",

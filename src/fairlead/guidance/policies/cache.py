@@ -103,7 +103,9 @@ class Cache(Policy):
         check_only("cache", self.only, guide)
 
     def skip(self, offered: Mapping[Branch, Rows], ctx: Context) -> Mapping[Branch, Rows]:
-        if ctx.fraction < self.start or (ctx.run.step + 1) % self.every == 0:
+        if ctx.ndim < 3:
+            self._check_bands(ctx)
+        if ctx.fraction < self.start or (ctx.step + 1) % self.every == 0:
             return {}
         kept = ctx.recall({})
         return {
@@ -114,7 +116,7 @@ class Cache(Policy):
 
     def fill(self, branch: Branch, predictions: Predictions, ctx: Context) -> tuple[Tensor, str]:
         difference, _ = ctx.recall({})[branch]
-        low, high = self._factors(ctx)
+        low, high = self._factors(ctx.fraction)
         scaled = scale_bands(difference, low, high, self.radius)
         return predictions.base + scaled / self._scale(ctx), "cached"
 
@@ -123,7 +125,7 @@ class Cache(Policy):
         for branch, rows in ctx.offered.get(ctx.place, {}).items():
             if branch in ctx.evaluated:
                 known = mask(ctx.evaluated[branch], ctx.batch)
-            elif self.compound and branch in kept and self._factors(ctx) != (1.0, 1.0):
+            elif self.compound and branch in kept and self._factors(ctx.fraction) != (1.0, 1.0):
                 known = mask(rows, ctx.batch)
             else:
                 continue
@@ -135,11 +137,21 @@ class Cache(Policy):
     def _serves(self, branch: Branch) -> bool:
         return not self.only or branch.name in self.only
 
-    def _factors(self, ctx: Context) -> tuple[float, float]:
+    def _factors(self, fraction: float) -> tuple[float, float]:
         return (
-            self.low if ctx.fraction < self.low_until else 1.0,
-            self.high if ctx.fraction >= self.high_from else 1.0,
+            self.low if fraction < self.low_until else 1.0,
+            self.high if fraction >= self.high_from else 1.0,
         )
+
+    def _check_bands(self, ctx: Context) -> None:
+        """Refuses, at the first evaluation, samples that have no bands to scale."""
+        steps = ctx.run.steps
+        pairs = [self._factors(i / steps) for i in range(steps) if i / steps >= self.start]
+        if any(low != high for low, high in pairs):
+            raise ValueError(
+                "cache: frequency bands need samples with two spatial dimensions, got "
+                f"{max(0, ctx.ndim - 1)}; low=1, high=1 scales none"
+            )
 
     def _scale(self, ctx: Context) -> Weight:
         """What a difference of clean estimates is multiplied by in the space of the cache."""
@@ -157,18 +169,9 @@ class Cache(Policy):
 
 
 def scale_bands(x: Tensor, low: float, high: float, radius: float) -> Tensor:
-    """Scales the frequencies inside and outside a disk, over the last two dimensions.
-
-    Raises:
-        ValueError: The factors differ, and there are not two spatial dimensions.
-    """
+    """Scales the frequencies inside and outside a disk, over the last two dimensions."""
     if low == high:
         return x if low == 1.0 else low * x
-    if x.ndim < 3:
-        raise ValueError(
-            "cache: frequency bands need samples with two spatial dimensions, got shape "
-            f"{tuple(x.shape[1:])}; low=1, high=1 scales none"
-        )
     height, width = x.shape[-2:]
     reach = int(radius * min(height, width) + 1e-9)
     rows = torch.arange(height, device=x.device) - height // 2

@@ -66,8 +66,8 @@ class LinearGuidance(Policy):
 
     Example:
         >>> import fairlead as fl
-        >>> str(fl.CFG(7.5) | fl.LinearGuidance([0.9, -0.8, 0.9]))
-        'cfg(7.5) | linear(coefficients=[0.9, -0.8, 0.9])'
+        >>> str(fl.CFG(7.5) | fl.LinearGuidance([-1.0, 1.0, 1.0]))  # keeps the last difference
+        'cfg(7.5) | linear(coefficients=[-1.0, 1.0, 1.0])'
 
     Source:
         Castillo, Kohler, et al. (2023), arXiv:2312.12487, section on LinearAG.
@@ -105,7 +105,7 @@ class LinearGuidance(Policy):
 
     def skip(self, offered: Mapping[Branch, Rows], ctx: Context) -> Mapping[Branch, Rows]:
         past: tuple[_Past, ...] = ctx.recall(())
-        step = ctx.run.step
+        step = ctx.step
         if not self._estimates(step) or len(past) != step:
             return {}
         return {b: rows for b, rows in offered.items() if all(covers(p.known, rows) for p in past)}
@@ -115,14 +115,14 @@ class LinearGuidance(Policy):
         seen = [*(p.cond for p in past), ctx.noise(predictions.base), *(p.other for p in past)]
         assert ctx.x is not None
         noise = torch.zeros_like(seen[0])
-        for b, eps in zip(self._of(ctx.run.step), seen, strict=True):
+        for b, eps in zip(self._of(ctx.step), seen, strict=True):
             noise = noise.add(eps, alpha=b)
         return (ctx.x - ctx.sigma * noise) / ctx.alpha, "estimated"
 
     def observe(self, predictions: Predictions, ctx: Context) -> None:
         past: tuple[_Past, ...] = ctx.recall(())
         offered = ctx.offered.get(ctx.place, {})
-        step, last = ctx.run.step, 2 * (self._count() or 0) - 1
+        step, last = ctx.step, 2 * (self._count() or 0) - 1
         if len(past) != step or step >= last or len(offered) != 1:
             return
         ((branch, rows),) = offered.items()

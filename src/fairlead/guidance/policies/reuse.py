@@ -143,7 +143,7 @@ class FeatureReuse(Policy):
 
     def reuses(self, run: Run, step: int | None = None) -> bool:
         """Whether a step, by default the current one, takes extrapolated features."""
-        at = run.step if step is None else step
+        at = run.place if step is None else step
         return at / run.steps >= self.start and at % self.every != 0
 
     def computed_before(self, run: Run) -> list[int]:

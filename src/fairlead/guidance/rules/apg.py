@@ -16,6 +16,7 @@ from fairlead.guidance.algebra import (
     project,
     register,
 )
+from fairlead.guidance.geometry import over_token
 from fairlead.guidance.spaces import Space, check_space, in_space
 from fairlead.parameters import choose
 
@@ -51,6 +52,11 @@ class APG(Rule):
             ``one_more``, ``D_c + w delta'`` (node graphs), both with ``w = 1 + W``.
         space: Space in which lengths are measured: ``sample`` (x0), ``epsilon``,
             ``v_prediction`` or ``flow_prediction``. Noise space gives almost plain CFG.
+        dim: Dimension over which lengths and products run: 1 channels, -1 packed tokens, each
+            position for itself; ``None``: a sample is one vector.
+        after: Number of first steps that are left as they are and only feed the momentum. The
+            mixed form of HunyuanImage 2.1 is ``(cfg(3.5) | interval(0, 0.1)) + (cfg(10) |
+            interval(0.1, 1)) | apg(r=10, beta=-0.5, after=5)`` at 50 steps.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -69,22 +75,30 @@ class APG(Rule):
     beta: Annotated[float, Range(-1, 1, closed="neither")] = 0.0
     form: Literal["paper", "from_null", "one_more"] = "paper"
     space: Space = "sample"
+    dim: int | None = None
+    after: Annotated[int, Range(0, inf, closed="left")] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choose("apg", "form", self.form, FORMS)
         check_space("apg", self.space)
+        if self.dim == 0:
+            raise ValueError("apg: dim must be 1 or more, or negative, got 0, the batch")
 
     def apply(self, update: Tensor, predictions: Predictions, ctx: Context) -> Tensor:
+        given = update
         base, update, back = in_space(self.space, predictions.base, update, ctx)
         plain = update
         if self.beta:
             update = update + ctx.weight * self.beta * ctx.recall(0.0)
             ctx.remember(update / ctx.weight)  # uncapped, and free of a scheduled weight
+        if ctx.run.step < self.after:
+            return given
+        over = over_token("apg", self.dim, base.ndim)
         if self.r < inf:
-            update = update * (ctx.weight * self.r / norm(update)).clamp(max=1)
+            update = update * (ctx.weight * self.r / norm(update, over)).clamp(max=1)
         if self.eta != 1:
-            update = update - (1 - self.eta) * project(update, onto=base)
+            update = update - (1 - self.eta) * project(update, onto=base, over=over)
         if self.form != "paper":
             update = update * (1 + 1 / ctx.weight)
         if self.form == "from_null":

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
-from fairlead.guidance.algebra import Context, Predictions, Range, Rule, register
+from fairlead.guidance.algebra import Context, Predictions, Range, Rule, norm, register
+from fairlead.guidance.geometry import over_token
 from fairlead.guidance.spaces import Space, check_space, in_space
 
 
@@ -66,20 +66,10 @@ class Renorm(Rule):
         if self.k == inf:
             return update
         base, update, back = in_space(self.space, predictions.base, update, ctx)
-        over = tuple(range(1, base.ndim)) if self.dim is None else (self._token(base.ndim),)
+        over = over_token("renorm", self.dim, base.ndim)
         guided = base + update
-        length = torch.linalg.vector_norm(guided, dim=over, keepdim=True)
-        allowed = self.k * torch.linalg.vector_norm(base, dim=over, keepdim=True)
-        ratio = allowed / length.where(length > 0, 1.0)
+        length = norm(guided, over)
+        ratio = self.k * norm(base, over) / length.where(length > 0, 1.0)
         if not self.grow:
             ratio = ratio.clamp(max=1)
         return back(update + (ratio - 1) * guided)
-
-    def _token(self, ndim: int) -> int:
-        assert self.dim is not None
-        if not -ndim < self.dim < ndim:
-            raise ValueError(
-                f"renorm: dim must be in 1..{ndim - 1} or -{ndim - 1}..-1 for predictions of "
-                f"{ndim} dimensions, got {self.dim}"
-            )
-        return self.dim

@@ -68,7 +68,7 @@ class CFGZeroStar(Rule):
 
     def apply(self, update: Tensor, predictions: Predictions, ctx: Context) -> Tensor:
         base, update, back = in_space(self.space, predictions.base, update, ctx)
-        if ctx.run.step < self.zero_steps:
+        if ctx.step < self.zero_steps:
             if ctx.x is None:
                 raise ValueError("combine: this guide needs the noisy sample; give x, t, schedule")
             return ctx.x / (ctx.alpha + ctx.sigma) - predictions.base

@@ -8,7 +8,7 @@ from fairlead.guidance.algebra import ALL_DOMAINS, Scale, Term, less_one, regist
 from fairlead.guidance.branch import NULL, Branch
 
 
-@register("cfg", ids=("S006", "S031", "XC7"), nfe=1, neutral="1.0")
+@register("cfg", ids=("S006", "S031", "S065", "XC7"), nfe=1, neutral="1.0")
 @dataclass(frozen=True)
 class CFG(Term):
     r"""Extrapolates from the unconditional towards the conditional prediction.
@@ -16,7 +16,8 @@ class CFG(Term):
     .. math:: D = D_u + w (D_c - D_u) = D_c + (w - 1)(D_c - D_u)
 
     The coefficients add up to 1, so the result is the same in x0, eps, v or u space. With a
-    negative condition ``c-`` the prediction for it stands in place of ``D_u``.
+    negative condition ``c-`` the prediction for it stands in place of ``D_u``; where that holds a
+    negative text and a negative style image this is style-based CFG (StyleStudio).
 
     * Cost: 1 NFE beside the conditional one; none where ``w = 1``, and at ``w = 0`` the null
       prediction alone is evaluated.

@@ -61,7 +61,8 @@ class CFGpp(Term):
     def plan(self, ctx: Context, gains: Gains, gain: float, place: Place) -> None:
         super().plan(ctx, gains, gain, place)
         # at lam = 1 the update is zero but the null still renoises, unless a schedule says off
-        if self.weigh(1.0, ctx, gains, gain) != 0.0:
+        weight = self.weigh(1.0, ctx, gains, gain)
+        if isinstance(weight, Tensor) or weight != 0.0:
             ctx.plan.renoise = self.seen(self.negative, ctx, gains)
             ctx.plan.look_at(ctx.plan.renoise)
 

@@ -14,9 +14,7 @@ Weighted = tuple[float | tuple[float, ...], str, str]
 """A weight, one number or one a sample, and the two states whose difference it weighs."""
 
 
-@register(
-    "multi", ids=("XM2", "S059"), nfe=1, neutral="['label'], [[1.0, 'label', 'none']], 'none'"
-)
+@register("multi", ids=("XM1", "XM2"), nfe=1, neutral="['label'], [[1.0, 'label', 'none']], 'none'")
 @dataclass(frozen=True)
 class Multi(Term):
     r"""Adds weighted differences between states of several conditions to the prediction of one.

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from fairlead.attention import Attended, AttentionLayer
+from fairlead.attention import Attended, AttentionLayer, masked
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Context, Range, Scale, Term, register
 from fairlead.guidance.branch import AttentionPerturbation, Branch
@@ -27,14 +27,18 @@ class IdentityAttention(AttentionPerturbation):
         if call.text is None:
             return call.v
         # as a softmax over the text and the token itself, without the matrix over all tokens
-        image, text = call.image, call.text
+        image, text, mask = call.image, call.text, call.mask
+        per_query = mask is not None and mask.shape[-2] > 1
         k, v = call.k[..., text, :], call.v[..., text, :]
-        own = (call.q * call.k).sum(-1, keepdim=True)[..., image, :]
-        over_text = call.q[..., image, :] @ k.transpose(-1, -2)
-        p = (torch.cat([over_text, own], -1) * call.scale).softmax(-1)
+        own = (call.q * call.k).sum(-1, keepdim=True)[..., image, :] * call.scale
+        over_text = call.q[..., image, :] @ k.transpose(-1, -2) * call.scale
+        if mask is not None:
+            over_text = masked(over_text, mask[..., image if per_query else slice(None), text])
+        p = torch.cat([over_text, own], -1).softmax(-1)
+        of_text = mask[..., text, :] if mask is not None and per_query else mask
         parts = {
             image.start: p[..., :-1] @ v + p[..., -1:] * call.v[..., image, :],
-            text.start: call.attend(q=call.q[..., text, :]),
+            text.start: call.attend(q=call.q[..., text, :], mask=of_text),
         }
         return torch.cat([parts[start] for start in sorted(parts)], dim=-2)
 

@@ -1,9 +1,9 @@
 """Time-step guidance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ class TimeNoise(Perturbation):
         return [denoiser.module(denoiser.time_embedding)]
 
     def __call__(
-        self, inputs: tuple[Tensor, ...], output: Tensor, rows: Sequence[int], ctx: Context
+        self, inputs: Mapping[str, Any], output: Tensor, rows: Sequence[int], ctx: Context
     ) -> Tensor:
         size: float = self.s * (1 - ctx.fraction) ** self.power
         return output + size * ctx.normal(output, "tsg", rows)

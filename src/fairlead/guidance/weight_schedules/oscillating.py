@@ -52,7 +52,7 @@ class Oscillating(Schedule):
     restart: bool = False
 
     def weight(self, weight: Weight, ctx: Context) -> Weight:
-        step = ctx.run.step
+        step = ctx.step
         if ctx.fraction < self.hold:
             return weight
         if self.restart and ctx.run.stage == 0 and self._changes(step, ctx.run.steps):

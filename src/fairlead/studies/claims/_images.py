@@ -123,6 +123,7 @@ def draw(
     n: int = N,
     steps: int = STEPS,
     seed: int = 0,
+    half: bool = True,
 ) -> Samples:
     """Samples with as many of each class, from noise that depends on seed and index alone.
 
@@ -133,8 +134,9 @@ def draw(
         n: Number of samples.
         steps: Steps of the sampler.
         seed: Seed.
+        half: Autocast to bfloat16; without, float32, faster on CPUs that must emulate it.
     """
-    key = (model, guide, null, n, steps, seed)
+    key = (model, guide, null, n, steps, seed, half)
     if key in _cache:
         borrowed.append(_cache[key].seconds)
         return _cache[key]
@@ -142,10 +144,9 @@ def draw(
     data = model.partition("-")[0]
     if model not in _models:
         _models[model] = fl.load(model)
-        _models[model].autocast = torch.bfloat16
-        for weak in _models[model].models.values():
-            weak.autocast = torch.bfloat16
     denoiser = _models[model]
+    for each in (denoiser, *denoiser.models.values()):
+        each.autocast = torch.bfloat16 if half else None
     labels = torch.arange(n) % denoiser.choices["label"]
     asked = torch.full_like(labels, denoiser.null["label"]) if null else labels
     parts, nfe = [], 0.0

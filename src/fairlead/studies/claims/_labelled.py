@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import fairlead as fl
-from fairlead.exact import LabelledMixture
+from fairlead.exact import LabelledMixture, SequenceDenoiser
 from fairlead.guidance.algebra import Guide
 from fairlead.metrics import Estimate, mean_interval
 from fairlead.sampling import Result
@@ -68,3 +68,20 @@ def sample(
 def mean(x: Tensor, coordinate: int) -> Estimate:
     """Mean of a coordinate."""
     return mean_interval(x[:, coordinate])
+
+
+def affine(
+    denoiser: SequenceDenoiser, guide: Guide | str, history: Tensor, at: list[Level]
+) -> tuple[Tensor, Tensor]:
+    """Mean and covariance after DDIM where every prediction is affine in `x`; nothing is drawn.
+
+    The chain is applied to 0 and to the unit vectors; the noise of a history is the same in both
+    and so is left out of the covariance.
+    """
+    size = len(denoiser.sequence.free)
+    x = torch.cat([torch.zeros(1, size), torch.eye(size)]).double() * at[0].sigma
+    given = history.double().expand(size + 1, -1)
+    condition = {"history": given, "history_level": torch.zeros_like(given)}
+    ends = [sample(denoiser, guide, condition, at, n=size + 1, x=y).x for y in (x, 0 * x)]
+    response = (ends[0] - ends[1])[1:]
+    return ends[1][0], response.T @ response

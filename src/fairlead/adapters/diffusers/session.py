@@ -1,0 +1,500 @@
+"""One call of a steered pipeline: from the calls of its network to guided predictions."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairlead.adapters.diffusers import caches, inputs
+from fairlead.adapters.diffusers.evaluator import (
+    Batching,
+    Native,
+    PipelineDenoiser,
+    PipelineEvaluator,
+)
+from fairlead.adapters.diffusers.layouts import Layout
+from fairlead.adapters.diffusers.levels import Levels, Scale
+from fairlead.adapters.diffusers.masks import fit
+from fairlead.adapters.diffusers.patch import Handler
+from fairlead.adapters.diffusers.probe import Reading
+from fairlead.guidance.algebra import Guide, Policy, Rule, Term
+from fairlead.guidance.branch import COND, NULL, Branch, Predictions
+from fairlead.guidance.context import Context, Plan, Run
+from fairlead.guidance.guided import GuidedModel, branches, finish, rows_to_evaluate
+from fairlead.guidance.masks import fitted
+from fairlead.guidance.report import Entry, Report
+from fairlead.guidance.terms.cfg import CFG
+from fairlead.prediction import Prediction
+from fairlead.schedules import EDM, Level
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a session needs to know about the pipeline and the call.
+
+    Attributes:
+        pipe: The pipeline.
+        guide: The guide.
+        layout: Which rows or calls are which branch.
+        reading: How the pipeline reads a prediction.
+        latents: Shape of the latents, without the batch; empty if unknown.
+        recorded: Leaves of the branches that the pipeline calls for one by one.
+        states: Leaves of further prompts.
+        models: Further networks.
+        masks: Masks of pictures.
+        batching: See `fl.steer`.
+        fixed_rows: See `fl.steer`.
+        seed: Seed of the guide's own draws.
+        check: Whether a NaN or infinity raises.
+        record: Whether norms are kept.
+    """
+
+    pipe: Any
+    guide: Guide
+    layout: Layout
+    reading: Reading
+    latents: tuple[int, ...] = ()
+    recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    models: Mapping[str, nn.Module] = field(default_factory=dict)
+    masks: Mapping[str, Any] = field(default_factory=dict)
+    batching: Batching = "auto"
+    fixed_rows: bool = False
+    seed: int = 0
+    check: bool = True
+    record: bool = True
+
+
+class Session:
+    """Guides one call of a pipeline.
+
+    Where the guide is affine in the branches, they are combined as the network returned them;
+    elsewhere as clean estimates in float32, with signal and noise read from the scheduler.
+
+    Args:
+        setting: The pipeline, the call and the guide.
+        report: The log to write.
+    """
+
+    def __init__(self, setting: Setting, report: Report) -> None:
+        self.setting = setting
+        self.guide = setting.guide
+        self.layout = setting.layout
+        self.report = report
+        self.raw = _is_affine(setting.guide)
+        self.levels: Levels | None = None
+        self.model: GuidedModel | None = None
+        self.evaluator: PipelineEvaluator | None = None
+        self.turn = 0
+        self.busy = False
+        self.stored: Any = None
+        self.ends: Prediction | None = None
+        self.scale: Scale | None = None
+        self.time: Any = None
+        self.fast: Callable[[inputs.Inner, Any, Any], Any] | None = None
+        self.pending: list[tuple[Any, int | None, Tensor | None, int]] = []
+        self._lengths: list[tuple[Entry, Level]] = []
+        self._rest: Tensor | None = None
+        self._dtype = torch.float32
+
+    def handler(self, name: str, network: nn.Module) -> Handler:
+        """Stands in for calls of one of the pipeline's networks."""
+
+        def enter(inner: inputs.Inner) -> inputs.Inner:
+            def guided(*args: Any, **kwargs: Any) -> Any:
+                if self.busy:  # a further network that is, or holds, the pipeline's own
+                    return inner(*args, **kwargs)
+                if self.turn:
+                    return self._answer(network, args, kwargs)
+                if self.fast is not None:
+                    return self.fast(inner, args, kwargs)
+                return self._guide(network, inner, args, kwargs)
+
+            return guided
+
+        return enter
+
+    def _answer(self, network: nn.Module, args: Any, kwargs: Any) -> Any:
+        """The guided prediction again, for the later calls of a step."""
+        slots = self.layout.slots
+        slot = slots[self.turn]
+        self.turn = (self.turn + 1) % len(slots)
+        stored = self.stored
+        if len(self.report.entries) + len(self.pending) == 1:
+            bound = inputs.bind(network, args, kwargs)
+            found = inputs.leaves(bound)
+            for path, value in self.setting.recorded[slot].items():
+                if not inputs.same(found.get(path), value):
+                    raise ValueError(
+                        f"steer: {type(self.setting.pipe).__name__} gives {path} of its "
+                        f"{slot} branch another value than when it was first asked; it cannot be "
+                        "steered ahead of its own calls"
+                    )
+        if self.turn == 0:
+            self.stored = None
+        return stored
+
+    def _guide(self, network: nn.Module, inner: inputs.Inner, args: Any, kwargs: Any) -> Any:
+        slots = self.layout.slots
+        bound = inputs.bind(network, args, kwargs)
+        rows = inputs.count(bound)
+        parts = len(slots) if self.layout.kind == "rows" else 1
+        if rows % parts:
+            raise ValueError(
+                f"steer: the network was called with {rows} rows, where the layout is "
+                f"{self.layout}; say which branch is which: fl.steer(..., layout='rows null cond')"
+            )
+        native = Native(network, inner, args, kwargs, bound, slots[0], rows // parts)
+        self.busy = True
+        try:
+            guided = self._predict(native)
+        finally:
+            self.busy = False
+        made = self._spread(guided, native)
+        if self.layout.kind == "calls" and len(slots) > 1:
+            self.stored, self.turn = made, 1
+        return made
+
+    def _predict(self, native: Native) -> Tensor:
+        """The guided prediction as the network would have returned it, for each sample."""
+        self.time = native.bound.get(inputs.name_of(native.bound, inputs.TIME) or "")
+        if self.evaluator is None:
+            self._start(native)
+        assert self.evaluator is not None
+        assert self.model is not None
+        self.evaluator.begin(native)
+        self.evaluator.output = None
+        scale = self.scale = self._scale()
+        x = self._x(self.evaluator.arguments(COND), scale)
+        if self.model.ctx is None:
+            self.model.check()
+        if self.raw:
+            made = self._combine_raw(x, scale.level, native)
+        else:
+            self.model.begin(scale.level)
+            ends = self.ends = self.model(x, scale.level)
+            assert self.levels is not None
+            sign = self.setting.reading.sign
+            made = self.levels.from_x0(ends.renoise, x, scale.level, sign)
+            if self._rest is not None:
+                made = torch.cat([made, self._rest.to(made)], 1)
+        return made if made.dtype == self._dtype else made.to(self._dtype)
+
+    def _start(self, native: Native) -> None:
+        setting = self.setting
+        scheduler = setting.pipe.scheduler
+        try:
+            self.levels = Levels(scheduler)
+        except ValueError:
+            if not (self.raw and self.guide.steady):
+                raise
+        if not self.raw and setting.reading.sign == 0:
+            raise ValueError(
+                f"steer: what {type(setting.pipe).__name__} makes of a prediction before its "
+                "scheduler sees it was not recognised, so that clean estimates are not known; use "
+                "a guide of terms and schedules alone"
+            )
+        schedule = EDM() if self.levels is None else self.levels.schedule
+        self.evaluator = PipelineEvaluator(
+            PipelineDenoiser(native.network, schedule),
+            self.layout,
+            setting.recorded,
+            setting.states,
+            {name: PipelineDenoiser(m, schedule) for name, m in setting.models.items()},
+            self._convert,
+            self._moved,
+            batching=setting.batching,
+            fixed_rows=setting.fixed_rows,
+        )
+        run = Run(
+            setting.seed,
+            range(native.batch),
+            self._steps(),
+            check=not self.raw and setting.check,
+            record=setting.record,
+            masks=self._masks(native),
+        )
+        run.report = self.report
+        self.model = GuidedModel(self.guide, self.evaluator, run)
+
+    def _masks(self, native: Native) -> dict[str, Tensor]:
+        """Masks of pictures as masks of latents."""
+        x = self._latents(inputs.stacked(inputs.sample(native.bound)))[: native.batch].float()
+        grid = inputs.grid(native.bound)
+        made = {n: fit(n, mask, x, grid) for n, mask in self.setting.masks.items()}
+        return fitted(made, x)
+
+    def _steps(self) -> int:
+        """Number of network evaluations that lie ahead."""
+        scheduler = self.setting.pipe.scheduler
+        times = getattr(scheduler, "timesteps", None)
+        if times is None:
+            return 1
+        if self.levels is not None and self.levels.kind != "cumulative":
+            return max(1, len(times) - self.levels.index())
+        now = float(self.time.flatten()[0]) if isinstance(self.time, Tensor) else float(self.time)
+        values = times.tolist()
+        return len(values) - (values.index(now) if now in values else 0)
+
+    def _scale(self) -> Scale:
+        if self.levels is None:
+            return Scale(Level(math.nan, math.nan, math.nan))
+        return self.levels.at(self.time)
+
+    def _x(self, arguments: inputs.Arguments, scale: Scale) -> Tensor:
+        """The noisy sample that a network was given, with the noise level of `scale`."""
+        x = self._latents(inputs.stacked(inputs.sample(arguments)))
+        if x.dtype not in (torch.float32, torch.float64):
+            x = x.float()
+        return x if scale.factor == 1.0 else x * scale.factor
+
+    def _latents(self, value: Tensor) -> Tensor:
+        """The part of a tensor that holds latents, without further channels."""
+        shape = self.setting.latents
+        if len(shape) == value.ndim - 1 and value.shape[1:] != shape:
+            for dim, size in enumerate(shape, 1):
+                if value.shape[dim] > size:
+                    value = value.narrow(dim, 0, size)
+        return value
+
+    def _moved(self, x: Tensor, arguments: inputs.Arguments) -> dict[str, Any]:
+        """The sample of a branch that is evaluated elsewhere."""
+        assert self.scale is not None
+        given = inputs.sample(arguments)
+        made = inputs.stacked(given).clone()
+        self._latents(made).copy_(x / self.scale.factor)
+        return {inputs.name_of(arguments, inputs.SAMPLE) or "": inputs.like(made, given)}
+
+    def _convert(self, value: Tensor, x: Tensor, branch: Branch, ctx: Context) -> Tensor:
+        """A network's output at `x` as a prediction of our kind."""
+        self._dtype = value.dtype
+        if self.raw:
+            return value
+        kept = self._latents(value)
+        if kept.shape != value.shape and branch == ctx.plan.base:
+            self._rest = value[:, kept.shape[1] :]
+        assert self.levels is not None
+        return self.levels.to_x0(kept.to(x.dtype), x, ctx.level, self.setting.reading.sign)
+
+    def _combine_raw(self, x: Tensor, level: Level, native: Native) -> Tensor:
+        """The branches as the network returned them, combined."""
+        model, run = self.model, self.model.run  # type: ignore[union-attr]
+        assert model is not None
+        assert self.evaluator is not None
+        run.advance()
+        if model.ctx is None:
+            model.ctx = Context(x, level, run, self.evaluator.denoiser)
+            model.ctx.conditions = self.evaluator.conditions
+        ctx = model.ctx
+        ctx.move(x, level, level)
+        if model.wanted is None or not self.guide.steady:
+            ctx.plan = Plan(self.guide.base(ctx))
+            self.guide.plan(ctx, (), 1.0, ())
+            model.wanted = rows_to_evaluate(ctx)
+        self.report.begin(run.step, run.stage, level.t, model.wanted, ctx.batch)
+        self._lengths.append((self.report.entries[-1], level))
+        values = self.evaluator(model.wanted, ctx)
+        plain = None if ctx.plan.captures else self._plain(ctx.plan, model.wanted)
+        if plain is None:
+            wide = {b: v.to(x.dtype) for b, v in values.items()}
+            made = finish(self.guide, Predictions(ctx.plan.base, wide, ctx.maps), ctx).denoise
+            self._dtype = torch.float32 if self.setting.reading.wide else self._dtype
+            return made
+        if self.guide.steady:
+            self._hasten(plain, native)
+        made, norm = plain(values[COND], values[NULL])
+        if norm is not None and plain.label is not None:
+            self.report.norm(plain.label, norm)
+        self._dtype = made.dtype
+        return made
+
+    def _plain(self, plan: Plan, wanted: Mapping[Branch, Tensor | None]) -> "_Plain | None":
+        """The pipeline's own formula, where a step of the guide is nothing but that."""
+        if plan.base != COND or len(plan.terms) != 1 or wanted != {COND: None, NULL: None}:
+            return None
+        planned = next(iter(plan.terms.values()))
+        weight, positive, negative = planned[0]
+        if len(planned) != 1 or isinstance(weight, Tensor):
+            return None
+        term = next((n for n in self.guide.nodes() if isinstance(n, CFG)), None)
+        if positive != COND or negative != NULL or term is None:
+            return None
+        scale = weight + 1 if weight != term.strength else term.w  # 1 + (w - 1) may not be w
+        assert isinstance(scale, float)
+        setting = self.setting
+        return _Plain(
+            scale,
+            weight,
+            self.layout.form == "cond",
+            setting.reading.wide,
+            setting.reading.channels,
+            term.label if setting.record else None,
+        )
+
+    def _hasten(self, plain: "_Plain", native: Native) -> None:
+        """From the next step on, does what this one does without planning it again."""
+        slots = self.layout.slots
+        if set(slots) != {"cond", "null"} or self.setting.batching == "batched":
+            return
+        if not isinstance(inputs.sample(native.bound), Tensor):
+            return
+        if self.layout.kind == "rows":
+            if self.setting.batching == "auto":
+                self.fast = self._fast_rows(plain, native)
+        elif not caches.enabled(native.network):
+            self.fast = self._fast_calls(plain, native)
+
+    def _fast_rows(self, plain: "_Plain", native: Native) -> Callable[..., Any]:
+        null_first = self.layout.slots[0] == "null"
+        note = self._noting(native)
+
+        def fast(inner: inputs.Inner, args: Any, kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            a, b = inputs.prediction(output).chunk(2)
+            made, norm = plain(b, a) if null_first else plain(a, b)
+            note(args, kwargs, norm, 1)
+            both = torch.cat((made, made))
+            return (both,) if type(output) is tuple else inputs.replaced(output, both)
+
+        return fast
+
+    def _fast_calls(self, plain: "_Plain", native: Native) -> Callable[..., Any]:
+        first, second = self.layout.slots
+        changed = {name.partition(".")[0]: None for name in self.setting.recorded[second]}
+        other = inputs.put(native.bound, self.setting.recorded[second])
+        changes = {name: other[name] for name in changed}
+        note = self._noting(native)
+        known = inputs.parameters(native.network)
+
+        def fast(inner: inputs.Inner, args: Any, kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            if args:
+                kwargs = {**dict(zip(known, args, strict=False)), **kwargs}
+            ahead = inputs.prediction(inner(**{**kwargs, **changes}))
+            own = inputs.prediction(output)
+            made, norm = plain(own, ahead) if first == "cond" else plain(ahead, own)
+            note((), kwargs, norm, 2)
+            self.turn = 1
+            self.stored = (made,) if type(output) is tuple else inputs.replaced(output, made)
+            return self.stored
+
+        return fast
+
+    def _noting(self, native: Native) -> Callable[[Any, Any, Tensor | None, int], None]:
+        """Notes a step without reading anything from it; `flush` writes it down."""
+        name = inputs.name_of(native.bound, inputs.TIME) or ""
+        place = None if name in native.kwargs else list(native.bound).index(name)
+        pending, scheduler = self.pending, self.setting.pipe.scheduler
+
+        def note(args: Any, kwargs: Any, norm: Tensor | None, calls: int) -> None:
+            time = kwargs.get(name) if place is None or not args else args[place]
+            pending.append((time, getattr(scheduler, "_step_index", None), norm, calls))
+
+        return note
+
+    def flush(self) -> None:
+        """Writes down the steps that were only noted."""
+        if self.pending:
+            assert self.model is not None
+            wanted, run = self.model.wanted or {}, self.model.run
+            last = self.report.entries[-1]
+            label = next(iter(last.norms), "")
+            for time, index, norm, calls in self.pending:
+                run.advance()
+                level = self._level_of(time, index)
+                self.report.begin(run.step, 0, level.t, wanted, last.batch)
+                self.report.nfe = self.report.nfe + 2
+                self.report.calls += calls
+                if norm is not None:
+                    self.report.norm(label, norm)
+                self._lengths.append((self.report.entries[-1], level))
+            self.pending.clear()
+        for entry, level in self._lengths:
+            if self.levels is not None:
+                factor = self.levels.length(level)
+                entry.norms = {k: v * factor for k, v in entry.norms.items()}
+        self._lengths.clear()
+
+    def _level_of(self, time: Any, index: int | None) -> Level:
+        if self.levels is None:
+            return Level(math.nan, math.nan, math.nan)
+        if index is None:
+            index = getattr(self.setting.pipe.scheduler, "begin_index", None) or 0
+        return self.levels.at(time, index).level
+
+    def close(self) -> None:
+        """Ends a call that went through.
+
+        Raises:
+            FloatingPointError: A term was NaN or infinite; names the step.
+        """
+        self.flush()
+        if not self.setting.check:
+            return
+        for entry in self.report.entries:
+            bad = [k for k, v in entry.norms.items() if not math.isfinite(float(v))]
+            if bad:
+                raise FloatingPointError(
+                    f"steer: {bad[0]} is NaN or infinite at step {entry.step}: one of the branches "
+                    f"{', '.join(b.name for b in entry.wanted)} is; pass check=False to go on all "
+                    "the same"
+                )
+
+    def _spread(self, guided: Tensor, native: Native) -> Any:
+        """The guided prediction for every branch that the pipeline expects."""
+        assert self.evaluator is not None
+        output = self.evaluator.output
+        parts = len(self.layout.slots) if self.layout.kind == "rows" else 1
+        value = torch.cat([guided] * parts) if parts > 1 else guided
+        if output is None:
+            return (inputs.like(value, inputs.sample(native.bound)),)
+        return inputs.replaced(output, inputs.like(value, inputs.prediction(output)))
+
+
+def _is_affine(guide: Guide) -> bool:
+    """Whether it weighs branches and does nothing else, so that any space will do."""
+    for node in guide.nodes():
+        if isinstance(node, (Rule, Policy)):
+            return False
+        if isinstance(node, Term) and (node.claims_renoise or not node.affine):
+            return False
+    return not any(b.point or b.outputs for b in branches(guide))
+
+
+class _Plain:
+    """Classifier-free guidance by a pipeline's own formula, in the dtype it computes in.
+
+    Args:
+        scale: `w`.
+        weight: `w - 1`.
+        from_cond: Whether the formula starts at the conditional prediction.
+        wide: Whether it is computed in float32.
+        channels: Channels that count for the norm.
+        label: Name of the term, or `None` where no norm is wanted.
+    """
+
+    def __init__(
+        self,
+        scale: float,
+        weight: float,
+        from_cond: bool,
+        wide: bool,
+        channels: int | None,
+        label: str | None,
+    ) -> None:
+        self.scale, self.weight, self.size = scale, weight, abs(weight)
+        self.from_cond, self.wide, self.channels, self.label = from_cond, wide, channels, label
+
+    def __call__(self, c: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The guided prediction, and what the length of the term is taken of."""
+        if self.wide:
+            c, u = c.float(), u.float()
+        d = c - u
+        made = c + self.weight * d if self.from_cond else u + self.scale * d
+        if self.label is None:
+            return made, None
+        counted = d if self.channels is None else d[:, : self.channels]
+        return made, torch.linalg.vector_norm(counted) * self.size

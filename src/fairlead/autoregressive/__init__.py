@@ -1,0 +1,7 @@
+"""Autoregressive models: the same guides over the log-probabilities of the next token."""
+
+from fairlead.autoregressive.generate import Generated, generate
+from fairlead.autoregressive.processor import GuidanceProcessor
+from fairlead.autoregressive.session import guided
+
+__all__ = ["Generated", "GuidanceProcessor", "generate", "guided"]

@@ -1,0 +1,134 @@
+"""`fl.generate`: text under a guide."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairlead.autoregressive.prompts import Prompts, encode, padded
+from fairlead.autoregressive.session import Session, guided
+from fairlead.guidance.algebra import Guide
+from fairlead.guidance.context import Run
+from fairlead.guidance.guided import branches
+from fairlead.guidance.report import Report
+from fairlead.guidance.spec import guide as parse
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Sequences and what they cost.
+
+    Attributes:
+        sequences: Token ids `(B * returned, L)`: prompts on the left (not of encoder-decoder
+            models), then what was generated, padded on the right.
+        texts: Decoded, special tokens skipped; empty without a tokenizer.
+        nfe: Evaluations of each sequence: tokens times branches.
+        report: Branches, their provenance and norms at each token.
+        guide: The guide.
+    """
+
+    sequences: Tensor
+    texts: list[str]
+    nfe: Tensor
+    report: Report
+    guide: Guide
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Prompts,
+    *,
+    guide: Guide | str | None = None,
+    negative: Prompts | None = None,
+    states: Mapping[str, Prompts] | None = None,
+    models: Mapping[str, Any] | None = None,
+    max_new_tokens: int = 64,
+    seed: int | None = None,
+    record: bool = False,
+    **options: Any,
+) -> Generated:
+    """Generates under a guide with a language model of transformers.
+
+    All branches are rows of one batched forward with one cache, whatever the decoding: greedy,
+    sampling, beams, several returned sequences. A branch that no later token wants leaves the
+    batch. The guide comes first and its result is normalised; then come the processors of
+    ``options`` (penalties, temperature, top-p, a grammar).
+
+    Args:
+        model: A decoder-only or encoder-decoder model of transformers.
+        tokenizer: Its tokenizer, or `None` where prompts are token ids.
+        prompts: The condition: texts or token ids, one or several, of any lengths.
+        guide: A guide that serves `logprob`, or its text; `None` is the model itself. Schedules
+            run over tokens: progress 0 is the first, 1 the last of `max_new_tokens`.
+        negative: Prompts to push away from: what null means, unless the guide asks for a state
+            of that name itself. By default null is the last token of each prompt alone.
+        states: Further prompts by state name.
+        models: Further models by name, such as `amateur`, with the same vocabulary.
+        max_new_tokens: Number of tokens, at most.
+        seed: Seed of sampling; `None` goes on with torch's.
+        record: Whether the report keeps the norm of each term at each token.
+        options: As `model.generate` takes them.
+
+    Returns:
+        A `Generated` with `.sequences` and `.texts`.
+
+    Raises:
+        ValueError: A state, a model or the pad token is missing; numbers of prompts or
+            vocabularies differ; the guide does not serve `logprob`.
+
+    Example:
+        >>> fl.generate(model, tokenizer, "To be, or", guide="cfg(1.5)").texts  # doctest: +SKIP
+        ['To be, or not to be']
+    """
+    guide = parse(guide)
+    device = model.device
+    pad = _pad(model, tokenizer)
+    given = {"cond": prompts, **(states or {})}
+    if negative is not None:
+        asked = {b.state for b in branches(guide)}
+        given["negative" if "negative" in asked else "null"] = negative
+    rows = {name: encode("generate", p, tokenizer, device) for name, p in given.items()}
+    rows.setdefault("null", [row[-1:] for row in rows["cond"]])
+    decoder_only = not model.config.is_encoder_decoder
+    states_ = padded(rows, pad, left=decoder_only)
+    cond = states_["cond"]
+    run = Run(seed or 0, steps=max_new_tokens, check=False, record=record)
+    session = Session(model, guide, states_, models or {}, run)
+    if seed is not None:
+        torch.manual_seed(seed)
+    with guided(session):
+        sequences = model.generate(
+            input_ids=cond.ids,
+            attention_mask=cond.mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            **options,
+        )
+    sequences = getattr(sequences, "sequences", sequences)
+    if decoder_only:  # padding that only other states' prompts asked for
+        sequences = sequences[:, cond.ids.shape[1] - max(map(len, rows["cond"])) :]
+    texts = []
+    if tokenizer is not None:
+        texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
+    nfe = torch.as_tensor(run.report.nfe).expand(len(sequences))
+    return Generated(sequences, texts, nfe, run.report, guide)
+
+
+def _pad(model: Any, tokenizer: Any) -> int:
+    for pad in (
+        getattr(tokenizer, "pad_token_id", None),
+        getattr(model.config, "pad_token_id", None),
+        getattr(model.generation_config, "pad_token_id", None),
+        getattr(tokenizer, "eos_token_id", None),
+        getattr(model.config, "eos_token_id", None),
+    ):
+        if isinstance(pad, int):
+            return pad
+    raise ValueError(
+        "generate: neither the tokenizer nor the model has a pad token: set tokenizer.pad_token or "
+        "model.config.pad_token_id"
+    )

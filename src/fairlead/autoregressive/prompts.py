@@ -1,0 +1,76 @@
+"""Prompts of several condition states as rows of one batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Prompts = str | Sequence[str] | Tensor | Sequence[Sequence[int]]
+"""Texts, or token ids: one prompt or several."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Prompts as token ids `(B, P)` and mask `(B, P)`, 1 where there is a token."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def rows(self) -> list[Tensor]:
+        """The tokens of each prompt without padding."""
+        return [ids[mask.bool()] for ids, mask in zip(self.ids, self.mask, strict=True)]
+
+
+def encode(owner: str, prompts: Prompts, tokenizer: Any, device: Any) -> list[Tensor]:
+    """Each prompt as its token ids.
+
+    Raises:
+        ValueError: Texts were given without a tokenizer; a prompt has no token.
+        TypeError: Neither texts nor token ids.
+    """
+    if isinstance(prompts, Tensor):
+        rows = [prompts] if prompts.ndim == 1 else list(prompts)
+    elif isinstance(prompts, str):
+        rows = _texts(owner, [prompts], tokenizer)
+    elif len(prompts) and isinstance(prompts[0], int):
+        rows = [torch.tensor(prompts)]
+    elif all(isinstance(p, str) for p in prompts):
+        rows = _texts(owner, list(prompts), tokenizer)  # type: ignore[arg-type]
+    else:
+        rows = [torch.as_tensor(p) for p in prompts]
+    for i, row in enumerate(rows):
+        if not row.numel():
+            raise ValueError(f"{owner}: prompt {i} has no token")
+        if row.is_floating_point() or row.ndim != 1:
+            raise TypeError(f"{owner}: prompt {i} must be text or whole numbers, one a token")
+    return [row.to(device).long() for row in rows]
+
+
+def _texts(owner: str, texts: list[str], tokenizer: Any) -> list[Tensor]:
+    if tokenizer is None:
+        raise ValueError(f"{owner}: texts need a tokenizer; give one, or give token ids")
+    return [torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long) for text in texts]
+
+
+def padded(states: Mapping[str, list[Tensor]], pad: int, *, left: bool) -> dict[str, Encoded]:
+    """The prompts of all states at one length: padded on the left for decoders.
+
+    Raises:
+        ValueError: States have different numbers of prompts; names them.
+    """
+    counts = {name: len(rows) for name, rows in states.items()}
+    if len({n for n in counts.values() if n != 1}) > 1 or counts["cond"] < max(counts.values()):
+        raise ValueError(f"generate: every state needs as many prompts as cond: {counts}")
+    length = max(len(row) for rows in states.values() for row in rows)
+    made = {}
+    for name, rows in states.items():
+        rows = rows * counts["cond"] if len(rows) == 1 else rows
+        ids = torch.full((len(rows), length), pad, dtype=torch.long, device=rows[0].device)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            place = slice(length - len(row), length) if left else slice(0, len(row))
+            ids[i, place], mask[i, place] = row, 1
+        made[name] = Encoded(ids, mask)
+    return made

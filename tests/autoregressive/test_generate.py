@@ -1,0 +1,272 @@
+"""Guided generation: equal to transformers' own where that works, and right where it does not."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import fairlead as fl
+from fairlead.autoregressive import GuidanceProcessor, generate
+
+WORDS = 40
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 4, "vocab_size": WORDS}
+TOKENS = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+DECODERS = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=WORDS, n_positions=64, n_embd=32, n_layer=2, n_head=4, **TOKENS)
+    ),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=2, **TOKENS)),
+    "mistral": lambda: MistralForCausalLM(
+        MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=8, **TOKENS)
+    ),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL, **TOKENS)),
+}
+BOTH = {
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=WORDS,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+            **TOKENS,
+        )
+    ),
+    "bart": lambda: BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=WORDS,
+            max_position_embeddings=64,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            d_model=32,
+            decoder_start_token_id=2,
+            forced_eos_token_id=None,
+            **TOKENS,
+        )
+    ),
+}
+PROMPTS = [[5, 6, 7, 8], [3, 4]]
+_made = {}
+
+
+def make(name, seed=0):
+    """A random model whose predictions differ enough for greedy choices to matter."""
+    if (name, seed) not in _made:
+        torch.manual_seed(seed)
+        model = {**DECODERS, **BOTH}[name]().eval()
+        for p in model.parameters():
+            if p.ndim > 1:
+                nn.init.normal_(p, std=0.3)
+        model.tie_weights()
+        _made[name, seed] = model
+    return _made[name, seed]
+
+
+@pytest.mark.parametrize("name", list(DECODERS))
+@pytest.mark.parametrize("w", [1.7, 0.5])
+def test_greedy_equals_the_guidance_scale_of_transformers(name, w):
+    model, ids = make(name), torch.tensor([PROMPTS[0]])
+    ours = generate(model, None, ids, guide=f"cfg({w})", max_new_tokens=12)
+    theirs = model.generate(ids, guidance_scale=w, max_new_tokens=12, do_sample=False)
+    assert ours.sequences.tolist() == theirs.tolist()
+    assert ours.nfe.tolist() == [24]
+
+
+def test_a_negative_prompt_takes_the_place_of_null():
+    model, ids = make("llama"), torch.tensor([PROMPTS[0]])
+    against = torch.tensor([[9, 10, 11, 12, 13, 14]])
+    ours = generate(model, None, ids, guide="cfg(2)", negative=against, max_new_tokens=12)
+    theirs = model.generate(
+        ids, guidance_scale=2.0, negative_prompt_ids=against, max_new_tokens=12, do_sample=False
+    )
+    assert ours.sequences.tolist() == theirs.tolist()
+    named = generate(
+        model, None, ids, guide=fl.CFG(2.0, against="negative"), negative=against, max_new_tokens=12
+    )
+    assert named.sequences.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *BOTH])
+def test_a_batch_is_its_prompts_one_by_one(name):
+    model = make(name)
+    together = generate(model, None, PROMPTS, guide="cfg(1.7)", max_new_tokens=8).sequences
+    for row, prompt in zip(together, PROMPTS, strict=True):
+        alone = generate(model, None, [prompt], guide="cfg(1.7)", max_new_tokens=8).sequences[0]
+        assert row[-8:].tolist() == alone[-8:].tolist()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5},
+        {"do_sample": True, "num_return_sequences": 3, "temperature": 0.8, "top_k": 10},
+    ],
+    ids=["beams", "several beams", "samples"],
+)
+def test_one_cache_equals_whole_contexts(name, options):
+    """Against the processor, which runs every branch anew at each token."""
+    model = make(name)
+    ours = generate(
+        model, None, PROMPTS, guide="cfg(1.7)", max_new_tokens=7, seed=5, **options
+    ).sequences
+    ids = torch.tensor([[5, 6, 7, 8], [0, 0, 3, 4]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    processor = GuidanceProcessor(model, "cfg(1.7)", ids, mask=mask, steps=7)
+    torch.manual_seed(5)
+    theirs = model.generate(
+        ids, attention_mask=mask, max_new_tokens=7, logits_processor=[processor], **options
+    )
+    assert ours.tolist() == theirs.tolist()
+
+
+def test_a_static_cache_gives_the_same():
+    model = make("llama")
+    runs = [
+        generate(model, None, PROMPTS, guide="cfg(1.7)", max_new_tokens=9, **options).sequences
+        for options in ({}, {"cache_implementation": "static"}, {"use_cache": False})
+    ]
+    assert runs[0].tolist() == runs[1].tolist() == runs[2].tolist()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_w_1_is_the_model_at_one_evaluation_a_token(name):
+    model, ids = make(name), torch.tensor([PROMPTS[0]])
+    ours = generate(model, None, ids, guide="cfg(1)", max_new_tokens=8)
+    assert ours.sequences.tolist() == model.generate(ids, max_new_tokens=8).tolist()
+    assert ours.nfe.tolist() == [8]
+
+
+def test_a_scale_for_each_prompt():
+    model = make("llama")
+    both = generate(model, None, PROMPTS, guide=fl.CFG((1.7, 3.0)), max_new_tokens=8, num_beams=2)
+    for row, prompt, w in zip(both.sequences, PROMPTS, (1.7, 3.0), strict=True):
+        one = generate(model, None, [prompt], guide=fl.CFG(w), max_new_tokens=8, num_beams=2)
+        assert row[-8:].tolist() == one.sequences[0, -8:].tolist()
+    with pytest.raises(ValueError, match="3 values were given for 2 prompts"):
+        generate(model, None, PROMPTS, guide=fl.CFG((1.0, 2.0, 3.0)), max_new_tokens=2)
+
+
+def test_a_branch_that_is_done_leaves_the_batch():
+    model, rows = make("llama"), []
+    forward = type(model).forward
+    hook = model.model.register_forward_pre_hook(
+        lambda m, a, k: rows.append(len(k["input_ids"])), with_kwargs=True
+    )
+    out = generate(model, None, PROMPTS, guide="cfg(3) | interval(0, 0.5)", max_new_tokens=8)
+    hook.remove()
+    assert rows == [4] * 4 + [2] * 4
+    assert out.nfe.tolist() == [12, 12]
+    assert type(model).forward is forward
+    guided = generate(model, None, PROMPTS, guide="cfg(3)", max_new_tokens=4).sequences
+    assert out.sequences[:, :8].tolist() == guided.tolist()
+
+
+def test_encoder_and_decoder_against_a_loop():
+    model = make("t5")
+    out = generate(model, None, [PROMPTS[0]], guide="cfg(2)", max_new_tokens=6).sequences[0]
+    tokens = torch.tensor([[0]])
+    for _ in range(6):
+        logits = {
+            name: model(input_ids=torch.tensor([p]), decoder_input_ids=tokens).logits[:, -1]
+            for name, p in (("cond", PROMPTS[0]), ("null", PROMPTS[0][-1:]))
+        }
+        best = fl.combine("cfg(2)", logits, domain="logprob")
+        tokens = torch.cat([tokens, best.argmax(-1, keepdim=True)], 1)
+    assert out.tolist() == tokens[0].tolist()
+
+
+def test_further_models_have_caches_of_their_own():
+    expert, amateur = make("llama"), make("gpt2", seed=1)
+    guide = "contrastive(0.7, tau=0.5) | plausible(0.05)"
+    options = {"max_new_tokens": 6, "num_beams": 2}
+    out = generate(expert, None, PROMPTS, guide=guide, models={"amateur": amateur}, **options)
+    ids = torch.tensor([[5, 6, 7, 8], [0, 0, 3, 4]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    processor = GuidanceProcessor(expert, guide, ids, mask=mask, models={"amateur": amateur})
+    theirs = expert.generate(ids, attention_mask=mask, logits_processor=[processor], **options)
+    assert out.sequences.tolist() == theirs.tolist()
+    assert out.nfe.tolist() == [12, 12]
+
+
+def test_the_model_is_left_as_it_was():
+    model = make("gpt2")
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, None, PROMPTS, guide="cfg(2)", max_new_tokens=3, logits_processor=[fail])
+    assert not {"forward", "prepare_inputs_for_generation"} & set(model.__dict__)
+
+
+def test_what_is_missing_is_named():
+    model = make("gpt2")
+    with pytest.raises(ValueError, match="asks for the condition state 'style': pass states="):
+        generate(model, None, PROMPTS, guide=fl.CFG(2.0, against="style"))
+    with pytest.raises(ValueError, match="asks for a model 'amateur': pass models="):
+        generate(model, None, PROMPTS, guide="contrastive(1)")
+    with pytest.raises(ValueError, match="does not serve the domain 'logprob'"):
+        generate(model, None, PROMPTS, guide="cfg(2) | apg()")
+    with pytest.raises(ValueError, match="texts need a tokenizer"):
+        generate(model, None, "to be")
+    with pytest.raises(ValueError, match="prompt 1 has no token"):
+        generate(model, None, [[1], []])
+    with pytest.raises(ValueError, match=r"as many prompts as cond: \{'cond': 2, .*'null': 3"):
+        generate(model, None, PROMPTS, guide="cfg(2)", negative=[[1], [2], [3]])
+    torch.manual_seed(0)
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match=r"model 'amateur' has 50 tokens, .*one 40"):
+        generate(model, None, PROMPTS, guide="contrastive(1)", models={"amateur": other})
+
+
+def test_no_pad_token_is_named():
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=WORDS, n_embd=32, n_layer=1, n_head=2, eos_token_id=None, bos_token_id=None
+        )
+    )
+    with pytest.raises(ValueError, match=r"pad token: set tokenizer\.pad_token"):
+        generate(model, None, PROMPTS, max_new_tokens=1)
+
+
+GOLDEN = {  # left to right, over (00, 01, 10, 11)
+    2.0: [0.793403, 0.051424, 0.022167, 0.133005],
+    3.0: [0.904235, 0.022792, 0.003841, 0.069132],
+}
+
+
+@pytest.mark.parametrize("w", GOLDEN)
+def test_two_tokens_by_enumeration(w):
+    p_c = torch.tensor([[0.6, 0.1], [0.1, 0.2]], dtype=torch.float64)
+    p_u = (p_c + torch.tensor([[0.1, 0.2], [0.5, 0.2]], dtype=torch.float64)) / 2
+
+    def guided(c, u):
+        return fl.combine(f"cfg({w})", {"cond": c.log(), "null": u.log()}, domain="logprob").exp()
+
+    first = guided(p_c.sum(1)[None], p_u.sum(1)[None])[0]
+    second = guided(p_c / p_c.sum(1, keepdim=True), p_u / p_u.sum(1, keepdim=True))
+    expected = torch.tensor(GOLDEN[w], dtype=torch.float64)
+    assert_close((first[:, None] * second).flatten(), expected, rtol=0, atol=1e-6)
