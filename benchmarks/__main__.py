@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import framework, network, policies, rules
+from benchmarks import framework, network, policies, rules, steer
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # stubbed steps have nothing to share between threads
     rows: dict[str, Any] = {f"(a) {k} / diffusers guider": v for k, v in framework.rows().items()}
+    rows |= {f"(f) {k}, cfg(4) / its own guidance": v for k, v in steer.steps().items()}
     torch.set_num_threads(options.threads)
     rows["(b) cfg step of a DiT / raw network on 16 rows"] = network.guided_step()
     together, difference = network.one_batch()
@@ -25,6 +26,7 @@ def main() -> None:
         share = f"{100 * row.median:.2f} %" + (" TOO MUCH" if row.median > rules.LIMIT else "")
         rows[f"(d) {text} / raw network on 8 rows ({share})"] = row
     rows |= {f"(e) cfg(3) under {k}": v for k, v in policies.rows().items()}
+    rows |= {f"(g) {k} / guider": v for k, v in steer.on_gpu().items()}
     if options.json:
         print(json.dumps({k: asdict(v) for k, v in rows.items()}, indent=1))
         return

@@ -1,4 +1,4 @@
-"""(e) Guides that follow a judge on the shipped CIFAR-10 model: classes and inverse problems.
+"""Guides that follow a judge on the shipped CIFAR-10 model: classes and inverse problems.
 
 `python -m benchmarks.images OUT` trains an independent judge, guides unconditional sampling by the
 shipped classifier, and solves inverse problems on test images; it writes `energy_classes.csv`,

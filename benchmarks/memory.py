@@ -1,4 +1,4 @@
-"""(f) Memory and time of guides that differentiate the network.
+"""Memory and time of guides that differentiate the network.
 
 `python -m benchmarks.memory`: peak resident memory over 1,000 steps, which is flat since no graph
 outlives a step; and the time of a step against an unguided one.

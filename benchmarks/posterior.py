@@ -1,4 +1,4 @@
-"""(d) Every training-free guide against the exact posterior of linear measurements of a mixture.
+"""Every training-free guide against the exact posterior of linear measurements of a mixture.
 
 `python -m benchmarks.posterior` writes `docs/energy_posterior.csv`: bias of mean and covariance
 and sliced Wasserstein distance, over noise levels and ill-conditioning, with the cost.

@@ -49,8 +49,8 @@ nitpick_ignore = [
     for name in (
         "Tensor",
         "fairlead.samplers.base.S",
-        "fairlead.energy.base.E",
-        "fairlead.energy.base.J",
+        "FairleadGuider",
+        "fairlead.discrete.sampler.TokenSampler",
     )
 ]
 

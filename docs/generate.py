@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from fairlead.discrete.sampler import TOKEN_SAMPLERS
 from fairlead.guidance.algebra import REGISTRY
 from fairlead.guidance.recipes import RECIPES
 from fairlead.methods import methods
@@ -22,6 +23,7 @@ TITLES = {
     "schedule": ("Schedules", "Weights and conditions over the course of a run."),
     "policy": ("Policies", "Which branches are evaluated at a step."),
     "sampler": ("Samplers", "From one noise level to the next."),
+    "token sampler": ("Token samplers", "From noisy tokens to less noisy ones."),
     "recipe": ("Recipes", "Functions that build a guide, or the stages of a run."),
 }
 
@@ -101,18 +103,21 @@ def page(row: dict[str, Any], claims: list[dict[str, Any]]) -> str:
     name, kind = row["name"], row["kind"]
     if kind == "recipe":
         return recipe(row, claims)
-    cls: Any = SAMPLERS[name] if kind == "sampler" else REGISTRY[name]
+    registries: dict[str, Any] = {"sampler": SAMPLERS, "token sampler": TOKEN_SAMPLERS}
+    cls: Any = registries.get(kind, REGISTRY)[name]
+    samples = kind in registries
     text = heading(name)
     facts = [
         ("Kind", kind),
         ("Text form", code(name if kind == "sampler" else signature(cls))),
         ("Papers", ", ".join(row["ids"])),
         ("Domains", ", ".join(row["domains"])),
-        ("NFE a step", f"{'' if kind == 'sampler' else '+'}{row['nfe']}"),
+        ("NFE a step", f"{'' if samples else '+'}{row['nfe']}"),
         ("Neutral at", code(f"{name}({row['neutral']})") if row["neutral"] else ""),
     ]
     text += "".join(f":{key}: {value or '–'}\n" for key, value in facts) + "\n"
-    module = "fairlead.samplers" if kind == "sampler" else "fairlead"
+    modules = {"sampler": "fairlead.samplers", "token sampler": "fairlead.discrete"}
+    module = modules.get(kind, "fairlead")
     text += f".. autoclass:: {module}.{cls.__name__}\n\n"
     if dataclasses.fields(cls):
         text += heading("Parameters", "-") + parameters(cls)
@@ -171,7 +176,7 @@ def parameters(cls: Any) -> str:
 def belongs(claim: dict[str, Any], row: dict[str, Any]) -> bool:
     """By name, `<method>` or `<method>-<what>`; a claim named otherwise by its papers' ids."""
     method = claim["name"].partition("-")[0]
-    if method in REGISTRY or method in SAMPLERS or method in RECIPES:
+    if any(method in known for known in (REGISTRY, SAMPLERS, TOKEN_SAMPLERS, RECIPES)):
         return bool(method == row["name"])
     return bool(set(claim["ids"]) & set(row["ids"]))
 

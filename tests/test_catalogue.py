@@ -89,9 +89,6 @@ REQUIRED = {
 }
 """Ids of the catalogue, each with what it is. CFG-parallel, XA3, is an option of `fl.sample`."""
 
-PENDING = {"S020", "S051", "S082", "S096", "S120"}
-"""Ids that no method carries yet; one that has come must be taken off."""
-
 
 @pytest.fixture(scope="module")
 def listed():
@@ -102,11 +99,4 @@ def listed():
 
 @pytest.mark.parametrize("id_", REQUIRED)
 def test_is_served(id_, listed):
-    if id_ in PENDING:
-        assert id_ not in listed, f"{id_} ({REQUIRED[id_]}) has come: take it off PENDING"
-    else:
-        assert id_ in listed, f"no method serves {id_}: {REQUIRED[id_]}"
-
-
-def test_pending_ids_are_known():
-    assert set(REQUIRED) >= PENDING
+    assert id_ in listed, f"no method serves {id_}: {REQUIRED[id_]}"

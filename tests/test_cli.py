@@ -20,8 +20,8 @@ from fairlead.models.unet import UNet
 from fairlead.samplers import SAMPLERS
 from fairlead.studies import claims
 
-COMMANDS = ["sample", "compare", "steer", "methods", "models", "train", "claims"]
-KINDS = {"term", "rule", "schedule", "policy", "sampler", "recipe"}
+COMMANDS = ["sample", "compare", "steer", "methods", "models", "train", "molecules", "claims"]
+KINDS = {"term", "rule", "schedule", "policy", "sampler", "token sampler", "recipe"}
 RESULT = {
     "name": "cfg",
     "ids": ["S006"],
@@ -355,3 +355,33 @@ class TestClaims:
     def test_errors(self):
         refused(invoke("claims", "agp"), "'apg'")
         refused(invoke("claims", "--list", "--record"), "nothing to --record")
+
+
+class TestMolecules:
+    @pytest.fixture(autouse=True)
+    def _rdkit(self):
+        pytest.importorskip("rdkit")
+
+    def test_json_has_the_counts_and_the_smiles(self, tmp_path):
+        out = tmp_path / "smiles.txt"
+        words = ["--guide", "cfg(2)", "--qed", 9, "-n", 3, "--steps", 2, "--out", out, "--json"]
+        result = invoke("molecules", "qm9-masked", *words)
+        assert result.exit_code == 0, result.output
+        said = json.loads(result.stdout)
+        assert said["nfe"] == [4, 4, 4]
+        assert said["report"]["n"] == 3
+        assert said["asked"] == {"qed": 9}
+        assert out.read_text().splitlines() == said["smiles"]
+
+    def test_classifier_is_told_what_is_asked_for(self):
+        words = ["--guide", "dcbg('rings', 2)", "--rings", 3, "--unconditional", "-n", 2]
+        result = invoke("molecules", "qm9-uniform", *words, "--steps", 2)
+        assert result.exit_code == 0, result.output
+        assert "valid" in result.stdout
+
+    def test_errors(self):
+        refused(invoke("molecules", "digits"), "digits is no model of molecules")
+        refused(invoke("molecules", "qm9-maskd"), "'qm9-masked'")
+        refused(invoke("molecules", "qm9-masked", "--qed", 10), "qed must be in [0, 9], got 10")
+        refused(invoke("molecules", "qm9-masked", "--guide", "cfg('a')"), "cfg")
+        refused(invoke("molecules", "qm9-masked", "--guide", "dcbg('qed')"), "energy 'qed'")

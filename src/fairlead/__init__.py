@@ -8,6 +8,7 @@ True
 
 from fairlead import (
     adapters,
+    discrete,
     energy,
     exact,
     metrics,
@@ -16,9 +17,11 @@ from fairlead import (
     recipes,
     samplers,
     schedules,
+    trajectories,
 )
 from fairlead.adapters import as_guider, steer
 from fairlead.autoregressive import Generated, GuidanceProcessor, generate
+from fairlead.composition import MixtureDenoiser
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.fitting import fit_linear, search_ratios
@@ -55,6 +58,7 @@ __all__ = [
     "GuidanceProcessor",
     "Guide",
     "Interrupted",
+    "MixtureDenoiser",
     "Parallel",
     "Policy",
     "Result",
@@ -70,6 +74,7 @@ __all__ = [
     "adapters",
     "as_guider",
     "combine",
+    "discrete",
     "energy",
     "exact",
     "fit_linear",
@@ -86,6 +91,7 @@ __all__ = [
     "samplers",
     "schedules",
     "steer",
+    "trajectories",
     "search_ratios",
     *_energy,
     *_policies,

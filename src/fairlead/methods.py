@@ -4,11 +4,12 @@ import inspect
 import textwrap
 from typing import Any
 
+from fairlead.discrete.sampler import TOKEN_SAMPLERS
 from fairlead.guidance.algebra import REGISTRY
 from fairlead.guidance.recipes import IDS, RECIPES
 from fairlead.samplers import SAMPLERS
 
-KINDS = ("term", "rule", "schedule", "policy", "sampler", "recipe")
+KINDS = ("term", "rule", "schedule", "policy", "sampler", "token sampler", "recipe")
 """Every kind, in the order of the table."""
 
 
@@ -51,6 +52,19 @@ def methods() -> list[dict[str, Any]]:
             "summary": summary(cls),
         }
         for name, cls in SAMPLERS.items()
+    ]
+    rows += [
+        {
+            "name": name,
+            "ids": list(kind.ids),
+            "kind": "token sampler",
+            "domains": sorted({kind().domain(space) for space in kind.spaces}),
+            "nfe": kind().evaluations,
+            "neutral": None,
+            "source": section(kind, "Source"),
+            "summary": summary(kind),
+        }
+        for name, kind in TOKEN_SAMPLERS.items()
     ]
     rows += [
         {

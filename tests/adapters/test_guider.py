@@ -125,13 +125,15 @@ def test_the_report_counts_what_was_evaluated():
     assert "modular pipeline under cfg(4.0) | interval(0.0, 0.3)" in str(report)
 
 
-def test_the_second_network_of_a_run_goes_on_in_time():
-    run("wan_two", lambda: fl.as_guider("cfg(4) | interval(0, 0.4)", shared("wan_two")))
+@pytest.mark.parametrize(
+    ("interval", "wanted"), [("0, 0.4", [2, 2, 1, 1]), ("0.4, 0.9", [1, 1, 2, 2])]
+)
+def test_the_second_network_of_a_run_goes_on_in_time(interval, wanted):
     pipe = shared("wan_two")
-    steps = [e.step for g in (pipe.guider, pipe.guider_2) for e in g.report.entries]
-    assert steps == [0, 1, 2, 3]
-    wanted = [len(e.wanted) for g in (pipe.guider, pipe.guider_2) for e in g.report.entries]
-    assert wanted == [2, 2, 1, 1]
+    ours("wan_two", f"cfg(4) | interval({interval})")
+    entries = [e for g in (pipe.guider, pipe.guider_2) for e in g.report.entries]
+    assert [e.step for e in entries] == [0, 1, 2, 3]
+    assert [len(e.wanted) for e in entries] == wanted
 
 
 def test_the_configuration_comes_back(tmp_path):

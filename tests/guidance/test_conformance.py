@@ -28,6 +28,9 @@ EXPECTED = {
     "cads": {
         "strength_zero": "it noises the condition of the base itself, at every weight",
     },
+    "redilate": {
+        "strength_zero": "it changes the network of the base itself, at every weight",
+    },
     "dynamic_cfg": {
         "strength_zero": "w(t) = g(t) w is 0 early also at w = 1",
         "branch_sharing": "where w = 0 it drops the base, which another term then needs",

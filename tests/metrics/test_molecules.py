@@ -3,7 +3,7 @@
 import pytest
 from torch.testing import assert_close
 
-from fairlead.metrics.molecules import describe, evaluate
+from fairlead.metrics.molecules import describe, evaluate, known
 
 pytest.importorskip("rdkit")
 
@@ -32,3 +32,13 @@ def test_counts_by_hand():
 def test_nothing_at_all():
     report = evaluate(["C(("], known=[])
     assert (report.valid, report.unique, report.novel, report.qed) == (0, 0, 0, None)
+
+
+def test_known_molecules_are_looked_up_by_hash():
+    training = known("qm9")
+    assert len(training) > 100_000
+    assert describe("CCO").smiles in training
+    assert "no molecule" not in training
+    assert evaluate(["OCC", "CCCCCCCCCCCCCCCCO"], training).novel == 1
+    with pytest.raises(ValueError, match="name must be one of qm9, got 'qm8'"):
+        known("qm8")

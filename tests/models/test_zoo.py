@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+import fairlead as fl
 from fairlead.models import zoo
 from fairlead.models.dit import DiT
 from fairlead.models.unet import UNet
@@ -219,16 +220,56 @@ def test_shipped_card_is_complete(name):
     assert set(fields.split()) | {"metrics", "note", "parameters"} <= set(about)
     assert about["name"] == name
     assert about["licence"]["weights"] == "Apache-2.0"
-    if about["network"] != "classifier":
+    if about["network"] in ("unet", "dit"):
         assert {"schedule", "prediction", "null", "states"} <= set(about)
+    if about["network"] == "token-transformer":
+        assert {"process", "vocabulary", "null", "states"} <= set(about)
 
 
 def test_what_ships():
     assert {"digits", "digits-weak", "digits-classifier", "cifar10", "cifar10-weak"} <= set(SHIPPED)
-    assert sum(p.stat().st_size for p in zoo.WEIGHTS.iterdir()) < 60e6
+    tokens = {"qm9-masked", "qm9-uniform", "qm9-masked-classifier", "qm9-uniform-classifier"}
+    assert tokens | {"shakespeare-masked", "shakespeare-ar"} <= set(SHIPPED)
+    sizes = {p.stem: p.stat().st_size for p in zoo.WEIGHTS.glob("*.safetensors")}
+    assert all(size < 8e6 for name, size in sizes.items() if not name.startswith("cifar10"))
+    assert sum(sizes.values()) < 90e6
 
 
-@pytest.mark.parametrize("name", [n for n in SHIPPED if not n.endswith("classifier")])
+IMAGES = [a["name"] for a in zoo.models() if a["network"] in ("unet", "dit")]
+TOKENS = [a["name"] for a in zoo.models() if a["network"] == "token-transformer"]
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_shipped_token_denoiser_knows_its_tokens(name):
+    denoiser = zoo.load(name)
+    g = torch.Generator().manual_seed(0)
+    end = denoiser.vocabulary.index("<end>") if "<end>" in denoiser.vocabulary else None
+    null = {k: torch.tensor(v) for k, v in denoiser.null.items()}
+    z = torch.randint(denoiser.process.tokens, (2, denoiser.shape[0]), generator=g)
+    log_p = denoiser.within("clean")(z, 0.5, null)
+    assert_close(log_p.exp().sum(-1), torch.ones(2, denoiser.shape[0]).double())
+    assert denoiser.attention_layers
+    assert len(denoiser.decode(z, end)) == 2
+
+
+def test_judge_and_language_model():
+    judge = zoo.judge("qm9-uniform", [9, 0], "qed")
+    z = torch.zeros(2, 24, dtype=torch.long)
+    assert judge(z, fl.discrete.Uniform(41).level(0.5)).shape == (2,)
+    with pytest.raises(ValueError, match="property must be one of qed, rings, got 'ring'"):
+        zoo.judge("qm9-uniform", 9, "ring")
+    with pytest.raises(ValueError, match="digits-classifier is no classifier of tokens"):
+        zoo.judge("digits-classifier", 9, "qed")
+    pytest.importorskip("transformers")
+    model, tokenizer = zoo.language("shakespeare-ar")
+    given = tokenizer(["<ROMEO>But soft, wh"], return_tensors="pt")
+    out = model.generate(**given, max_new_tokens=4, do_sample=False)
+    assert tokenizer.decode(out[0], skip_special_tokens=True).startswith("But soft, wh")
+    with pytest.raises(ValueError, match="digits is no language model"):
+        zoo.language("digits")
+
+
+@pytest.mark.parametrize("name", IMAGES)
 def test_shipped_denoiser_denoises(name):
     denoiser = zoo.load(name)
     label = {"label": torch.zeros(2, dtype=torch.long)}

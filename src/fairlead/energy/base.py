@@ -3,15 +3,13 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from fairlead.parameters import nearest
 from fairlead.schedules import Level
-
-E = TypeVar("E", bound="Energy")
 
 CLEAN = Level(0.0, 1.0, 0.0)
 
@@ -37,7 +35,7 @@ class Energy(ABC):
     def __call__(self, z: Tensor, level: Level = CLEAN) -> Tensor:
         """The energy of each sample, `(B, ...)` to `(B,)`, differentiable in `z`."""
 
-    def named(self: E, name: str) -> E:
+    def named(self, name: str) -> Self:
         """A copy under another name."""
         twin = copy.copy(self)
         twin.name = name
@@ -71,14 +69,11 @@ class Judge(Energy):
     def __call__(self, z: Tensor, level: Level = CLEAN) -> Tensor:
         return -pick(self.name, self.log_probs(z, level), self.label)
 
-    def towards(self: "J", label: "int | Tensor | list[int]") -> "J":
+    def towards(self, label: int | Tensor | list[int]) -> Self:
         """The same judge asked for another class."""
         twin = copy.copy(self)
         twin.label = whole(self.name, label)
         return twin
-
-
-J = TypeVar("J", bound=Judge)
 
 
 def whole(owner: str, label: int | Tensor | list[int]) -> int | Tensor:

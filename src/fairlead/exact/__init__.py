@@ -16,12 +16,15 @@ from fairlead.exact.recursions import (
     euler_sde_variance,
     t1_levels,
 )
+from fairlead.exact.reflected import ReflectedMixture
 from fairlead.exact.sequence import GaussianSequence, SequenceDenoiser
 from fairlead.exact.tilted import TiltedDensity, Weighted, tilted_samples
+from fairlead.exact.tokens import GOLDEN, TokenTable, golden_tokens, token_law
 from fairlead.exact.tree import Tree, fractal_tree
 from fairlead.metrics.bootstrap import Estimate
 
 __all__ = [
+    "GOLDEN",
     "Distribution",
     "Estimate",
     "ExactDenoiser",
@@ -30,8 +33,10 @@ __all__ = [
     "GaussianSequence",
     "LabelledDenoiser",
     "LabelledMixture",
+    "ReflectedMixture",
     "SequenceDenoiser",
     "TiltedDensity",
+    "TokenTable",
     "Tree",
     "Weighted",
     "covered",
@@ -41,6 +46,7 @@ __all__ = [
     "euler_ode_variance",
     "euler_sde_variance",
     "fractal_tree",
+    "golden_tokens",
     "group_shares",
     "mmd",
     "mode_kl",
@@ -49,4 +55,5 @@ __all__ = [
     "sliced_wasserstein",
     "t1_levels",
     "tilted_samples",
+    "token_law",
 ]

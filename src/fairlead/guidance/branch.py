@@ -52,6 +52,17 @@ class Perturbation(ABC):
         `rows` are the samples of the batch that these rows belong to.
         """
 
+    def on(
+        self,
+        module: nn.Module,
+        inputs: Mapping[str, Any],
+        output: Any,
+        rows: Sequence[int],
+        ctx: "Context",
+    ) -> Any:
+        """The same, for perturbations that look at the module; by default they do not."""
+        return self(inputs, output, rows, ctx)
+
 
 class Output(ABC):
     """Changes what a branch predicts, before anything is combined; a hashable value."""

@@ -303,9 +303,8 @@ def branches(guide: Guide) -> list[Branch]:
         if isinstance(node, Term):
             found |= dict.fromkeys(node.looks)
             for strength, positive, negative in node.differences:
-                found |= {positive: None}
                 if strength != 0.0 or node.claims_renoise:
-                    found |= {negative: None}
+                    found |= {positive: None, negative: None}
         elif isinstance(node, Rule):
             found |= dict.fromkeys(node.needs)
     return list(found)

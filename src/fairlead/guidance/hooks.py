@@ -93,12 +93,12 @@ def _install(
         parts = (output[: rows.start], changed.to(output.dtype), output[rows.stop :])
         return torch.cat([p for p in parts if len(p)])
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if threading.get_ident() != thread:
             return None
         given = signature.bind(*args, **kwargs).arguments
         inputs = {name: own(value) for name, value in given.items()}
-        return put(output, perturbation(inputs, own(output), span.samples, ctx))
+        return put(output, perturbation.on(module, inputs, own(output), span.samples, ctx))
 
     return module.register_forward_hook(hook, with_kwargs=True)
 

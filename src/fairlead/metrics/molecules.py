@@ -1,9 +1,12 @@
 """What generated molecules are worth: validity, uniqueness, novelty, QED and rings."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from safetensors.torch import load_file
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,50 @@ class MoleculeReport:
     rings: float | None
 
 
-def evaluate(smiles: Sequence[str], known: Iterable[str] | None = None) -> MoleculeReport:
+class Known:
+    """Canonical SMILES by their hashes, so that novelty needs no data: `smiles in known`."""
+
+    def __init__(self, hashes: Iterable[int]) -> None:
+        self.hashes = frozenset(hashes)
+
+    def __contains__(self, smiles: object) -> bool:
+        return isinstance(smiles, str) and hashed(smiles) in self.hashes
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+def hashed(smiles: str) -> int:
+    """64 bits of a canonical SMILES."""
+    digest = hashlib.blake2b(smiles.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def known(name: str) -> Known:
+    """The training molecules of a shipped data set.
+
+    Args:
+        name: `qm9`.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    from fairlead.models import zoo
+    from fairlead.parameters import choose
+
+    end = "-known"
+    names = [p.stem.removesuffix(end) for p in zoo.WEIGHTS.glob(f"*{end}.safetensors")]
+    choose("known", "name", name, names)
+    tensors = load_file(zoo.WEIGHTS / f"{name}{end}.safetensors")
+    return Known(tensors["hashes"].tolist())
+
+
+def evaluate(smiles: Sequence[str], known: Container[str] | None = None) -> MoleculeReport:
     """Validity, uniqueness, novelty and properties of generated SMILES.
 
     Args:
         smiles: What was generated; strings that do not parse only count as invalid.
-        known: Canonical SMILES of the training data.
+        known: Canonical SMILES of the training data, such as `known("qm9")`.
 
     Raises:
         ImportError: RDKit is not installed.
@@ -90,8 +131,7 @@ def evaluate(smiles: Sequence[str], known: Iterable[str] | None = None) -> Molec
     unique = {m.smiles: m for m in found}
     judged = unique
     if known is not None:
-        past = set(known)
-        judged = {k: m for k, m in unique.items() if k not in past}
+        judged = {k: m for k, m in unique.items() if k not in known}
     count = len(judged)
     return MoleculeReport(
         n=len(smiles),

@@ -17,12 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fairlead.denoiser import Denoiser
+from fairlead.discrete.classifier import Classifier as TokenJudge
+from fairlead.discrete.denoiser import TokenDenoiser
+from fairlead.discrete.process import PROCESSES
 from fairlead.models.classifier import Classifier
 from fairlead.models.dit import DiT
-from fairlead.models.language import CharacterLM
+from fairlead.models.language import CharacterLM, character_tokenizer
 from fairlead.models.sequence import TokenClassifier, TokenTransformer
 from fairlead.models.unet import UNet
-from fairlead.parameters import nearest
+from fairlead.parameters import choose, nearest
 from fairlead.schedules import EDM, VP, NoiseSchedule, RectifiedFlow
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -74,6 +77,8 @@ def load(name: Name, *, weak: bool = False, device: torch.device | str | None = 
             raise ValueError(f"load: {path.stem} has no weak companion")
         path, about, companion = companion, _read_card(companion), None
     network = _build(path, about).to(device)
+    if "process" in about:
+        return _token_denoiser(path, network, about)
     try:
         schedule = dict(about["schedule"])
         denoiser = Denoiser(
@@ -201,6 +206,74 @@ def save(network: nn.Module, about: Mapping[str, Any], folder: Path) -> Path:
     text = json.dumps({**about, "config": network.config, "parameters": count}, indent=1)
     path.with_suffix(".json").write_text(text + "\n")
     return path
+
+
+def judge(
+    name: Name, label: int | Tensor | list[int], property: str, *, device: Any = None
+) -> "TokenJudge":
+    """A noise-aware classifier of tokens as an energy that guides ask for.
+
+    Args:
+        name: `qm9-masked` or `qm9-uniform`, or a file or folder as in `load`.
+        label: The class asked for: one for all samples, or `(B,)`.
+        property: Which property, such as `qed`.
+        device: Where the weights go; default the CPU.
+
+    Raises:
+        ValueError: As `load`; the model is no classifier of tokens, or has no such property.
+
+    Example:
+        >>> import fairlead as fl
+        >>> likely = fl.models.zoo.judge("qm9-uniform", 9, "qed")
+        >>> likely.name
+        'qed'
+    """
+    shipped = isinstance(name, str) and f"{name}-classifier" in _names()
+    path = _locate(f"{name}-classifier" if shipped else name)
+    made = _build(path, _read_card(path)).to(device)
+    if not isinstance(made, TokenClassifier):
+        raise ValueError(f"judge: {path.stem} is no classifier of tokens")
+    choose("judge", "property", property, made.config["properties"])
+    return TokenJudge(made, label, property, property)
+
+
+def language(name: Name, *, device: torch.device | str | None = None) -> tuple[Any, Any]:
+    """A shipped language model, as a model and a tokenizer of transformers.
+
+    Args:
+        name: `shakespeare-ar`, or a file or folder as in `load`.
+        device: Where the weights go; default the CPU.
+
+    Returns:
+        The `LlamaForCausalLM`, and its tokenizer, which pads on the left.
+
+    Raises:
+        ValueError: As `load`, and where the model is no language model.
+        ImportError: transformers is not installed.
+    """
+    path = _locate(name)
+    about = _read_card(path)
+    made = _build(path, about).to(device)
+    if not isinstance(made, CharacterLM):
+        raise ValueError(f"language: {path.stem} is no language model")
+    return made.model, character_tokenizer(about["vocabulary"], made.config["pad"])
+
+
+def _token_denoiser(path: Path, made: nn.Module, about: Mapping[str, Any]) -> TokenDenoiser:
+    try:
+        process = dict(about["process"])
+        kind = PROCESSES[process.pop("name")]
+        return TokenDenoiser(
+            made,
+            kind(about["config"]["tokens"], **process),
+            about["null"],
+            length=about["shape"][0],
+            vocabulary=about["vocabulary"],
+            trained=about["states"],
+            choices={k: len(v) for k, v in about["classes"].items()},
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"load: the card of {path} is no denoiser's: {error!r}") from None
 
 
 class _Lazily(Mapping[str, Denoiser]):

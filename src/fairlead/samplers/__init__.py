@@ -25,6 +25,7 @@ from fairlead.samplers.heun import Heun
 from fairlead.samplers.mcmc import MCMC
 from fairlead.samplers.pcg import PCG
 from fairlead.samplers.recurrence import Recurrence
+from fairlead.samplers.reflected import Reflected
 from fairlead.samplers.steering import Steering
 from fairlead.samplers.svdd import SVDD
 from fairlead.samplers.unipc import UniPC
@@ -49,6 +50,7 @@ __all__ = [
     "Prediction",
     "RatioModel",
     "Recurrence",
+    "Reflected",
     "Sampler",
     "Steering",
     "UniPC",

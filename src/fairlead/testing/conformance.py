@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from fairlead.parameters import choose
 from fairlead.testing import tokens  # noqa: F401  enters its check
-from fairlead.testing.checks import CHECKS
+from fairlead.testing.checks import CHECKS, Check
+from fairlead.testing.sequences import TOKEN_CHECKS
 from fairlead.testing.subject import NotApplicable, Subject
 
 Status = Literal["passed", "failed", "skipped", "expected failure", "not applicable"]
@@ -82,13 +83,20 @@ def check_guide(
     return outcomes
 
 
+def _check(name: str, subject: Subject) -> Check:
+    """The check of a name: methods that serve tokens alone are tried on tokens."""
+    if "continuous" in subject.guide.domains or name in WITHOUT_SAMPLES:
+        return CHECKS[name]
+    if name not in TOKEN_CHECKS:
+        raise NotApplicable("the guide serves tokens alone")
+    return TOKEN_CHECKS[name]
+
+
 def _run(name: str, subject: Subject, skipped: bool, expected: str | None) -> Outcome:
     if skipped:
         return Outcome(name, "skipped")
     try:
-        if name not in WITHOUT_SAMPLES and "continuous" not in subject.guide.domains:
-            raise NotApplicable("the guide serves tokens alone")
-        CHECKS[name](subject)
+        _check(name, subject)(subject)
     except NotApplicable as reason:
         return Outcome(name, "not applicable", str(reason))
     except Exception as error:

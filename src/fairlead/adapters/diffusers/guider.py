@@ -105,7 +105,8 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
         """The log of the last run."""
         if self._session is not None:
             self._session.flush()
-        return SteeringReport(str(self.guide), "modular pipeline", str(LAYOUT), {}, self._log)
+        log = self._log
+        return SteeringReport(str(self.guide), "modular pipeline", str(LAYOUT), {}, lambda: log)
 
     @property
     def is_conditional(self) -> bool:

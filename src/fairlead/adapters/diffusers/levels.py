@@ -73,6 +73,14 @@ class Levels:
         self.prediction: PredictionType = kind
         self._sigmas: tuple[Any, list[float]] | None = None
         self._cumulative: list[float] | None = None
+        self._begin: int | None = None
+
+    def freeze(self) -> None:
+        """Keeps the levels of a call that has ended, whatever the scheduler does next."""
+        if self.has_sigmas:
+            self.sigma(0)
+        begin = getattr(self.scheduler, "begin_index", None)
+        self._begin = 0 if begin is None else int(begin)
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -84,7 +92,9 @@ class Levels:
         return DiscreteVP(self.scheduler.betas.clamp(max=1.0))
 
     def index(self) -> int:
-        """The scheduler's place in its list of levels."""
+        """The scheduler's place in its list of levels; once frozen, that of the first step."""
+        if self._begin is not None:
+            return self._begin
         at = getattr(self.scheduler, "step_index", None)
         if at is None:
             at = getattr(self.scheduler, "begin_index", None)
@@ -92,6 +102,8 @@ class Levels:
 
     def sigma(self, index: int) -> float:
         """`sigma` at a place, 0 past the end."""
+        if self._begin is not None and self._sigmas is not None:
+            return self._sigmas[1][index]
         table = self.scheduler.sigmas
         between = getattr(self.scheduler, "sigmas_interpol", None)
         if between is not None and not self.scheduler.state_in_first_order:
@@ -104,7 +116,7 @@ class Levels:
     def at(self, time: Any, index: int | None = None) -> Scale:
         """The level of a network call, from its time or the scheduler's place."""
         if self.kind == "cumulative":
-            t = float(time.flatten()[0]) if isinstance(time, Tensor) else float(time)
+            t = number(time)
             return self._of_alpha(self._alpha(round(t)), t + 1)
         return self.of_sigma(self.sigma(self.index() if index is None else index))
 
@@ -113,7 +125,7 @@ class Levels:
         if self.kind != "cumulative":
             return self.of_sigma(self.sigma(self.index() + 1))
         scheduler = self.scheduler
-        t = round(float(time.flatten()[0]) if isinstance(time, Tensor) else float(time))
+        t = round(number(time))
         if hasattr(scheduler, "previous_timestep"):
             later = int(scheduler.previous_timestep(t))
         elif getattr(scheduler, "step_index", None) is not None:  # steps that it lists
@@ -160,6 +172,13 @@ class Levels:
             return level.sigma * self.sigma_data / math.hypot(level.sigma, self.sigma_data)
         factor = direction_scale(level.alpha, level.sigma, self.prediction)
         return abs(1.0 / float(factor)) if factor else math.inf
+
+
+def number(time: Any) -> float:
+    """The time of a call, of which all samples share one."""
+    if isinstance(time, Tensor) and time.numel() > 1:
+        time = time.flatten()[0]
+    return float(time)
 
 
 def _is_scaled(scheduler: Any) -> bool:

@@ -1,5 +1,6 @@
 """What steering a pipeline did."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +18,18 @@ class SteeringReport:
         pipeline: Class of the pipeline.
         layout: Which rows or calls of the pipeline are which branch.
         inert: Arguments of the pipeline that the guide stands in for, and their values.
-        log: Branches, evaluations and norms, step by step; norms are lengths in x0.
     """
 
     guide: str
     pipeline: str
     layout: str = ""
     inert: dict[str, Any] = field(default_factory=dict)
-    log: Report = field(default_factory=Report)
+    read: Callable[[], Report] = field(default=Report, repr=False)
+
+    @property
+    def log(self) -> Report:
+        """Branches, evaluations and norms, step by step; norms are lengths in x0."""
+        return self.read()
 
     @property
     def entries(self) -> list[Entry]:

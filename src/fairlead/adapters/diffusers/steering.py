@@ -154,13 +154,10 @@ class Steering:
         self._call = self._class.__call__
         self._signature = inspect.signature(self._call)
         self._learned: dict[Any, tuple[Layout, probe.Reading, tuple[int, ...]]] = {}
-        self._session: Session | None = None
         self._report = SteeringReport(str(guide), self._class.__name__)
 
     @property
     def report(self) -> SteeringReport:
-        if self._session is not None:
-            self._session.flush()
         return self._report
 
     def __enter__(self) -> "Steering":
@@ -191,12 +188,12 @@ class Steering:
         networks = {n: m for n, m in networks.items() if isinstance(m, nn.Module)}
         setting, arguments, inert = self._prepare(given, networks)
         report = Report(self.options["record"])
-        session = self._session = Session(setting, report)
+        session = Session(setting, report)
         self._report = SteeringReport(
-            str(self.guide), self._class.__name__, str(setting.layout), inert, report
+            str(self.guide), self._class.__name__, str(setting.layout), inert, session.read
         )
         with ExitStack() as stack:
-            stack.callback(session.flush)
+            stack.callback(session.end)
             stack.enter_context(all_called(networks, session.handler))
             scheduler = self.pipe.scheduler
             if not session.raw:

@@ -1,6 +1,7 @@
 """Guides that follow a judge, one file a method."""
 
 from fairlead.guidance.energy.classifier_guidance import ClassifierGuidance
+from fairlead.guidance.energy.dcbg import DCBG
 from fairlead.guidance.energy.dps import DPS
 from fairlead.guidance.energy.dreamguider import Dreamguider
 from fairlead.guidance.energy.elucd import EluCD
@@ -14,6 +15,7 @@ from fairlead.guidance.energy.tfg import TFG
 from fairlead.guidance.energy.ugd import UGD
 
 __all__ = [
+    "DCBG",
     "DPS",
     "GFCG",
     "LGD",

@@ -6,15 +6,20 @@ from fairlead.guidance.terms.cfg import CFG
 from fairlead.guidance.terms.cfgpp import CFGpp
 from fairlead.guidance.terms.condition_mixture import ConditionMixture
 from fairlead.guidance.terms.contrastive import Contrastive, DExperts
+from fairlead.guidance.terms.face_diffuser import FaceDiffuser
 from fairlead.guidance.terms.icg import ICG
+from fairlead.guidance.terms.magic_fusion import MagicFusion
 from fairlead.guidance.terms.multi import Multi
+from fairlead.guidance.terms.noise_damped import NoiseDamped
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.terms.perp_neg import PerpNeg
 from fairlead.guidance.terms.safe import Safe
 from fairlead.guidance.terms.sag import SAG
 from fairlead.guidance.terms.seg import SEG
+from fairlead.guidance.terms.sine import SINE
 from fairlead.guidance.terms.slg import SLG
 from fairlead.guidance.terms.tsg import TSG
+from fairlead.guidance.terms.unprompted import Unprompted
 
 __all__ = [
     "CFG",
@@ -22,6 +27,7 @@ __all__ = [
     "PAG",
     "SAG",
     "SEG",
+    "SINE",
     "SLG",
     "TSG",
     "Autoguidance",
@@ -30,7 +36,11 @@ __all__ = [
     "ConditionMixture",
     "Contrastive",
     "DExperts",
+    "FaceDiffuser",
+    "MagicFusion",
     "Multi",
+    "NoiseDamped",
     "PerpNeg",
     "Safe",
+    "Unprompted",
 ]

@@ -8,6 +8,7 @@ from fairlead.guidance.weight_schedules.interval import Interval
 from fairlead.guidance.weight_schedules.nag import NAG
 from fairlead.guidance.weight_schedules.oscillating import Oscillating
 from fairlead.guidance.weight_schedules.ramp import Ramp
+from fairlead.guidance.weight_schedules.redilate import Redilate
 from fairlead.guidance.weight_schedules.region import Part, Region
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Oscillating",
     "Part",
     "Ramp",
+    "Redilate",
     "Region",
 ]

@@ -1,12 +1,13 @@
 """Guidance in a region: a mask, or some indices of a dimension."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fairlead.denoiser import Denoiser, working_dtype
-from fairlead.guidance.algebra import Context, Schedule, register
+from fairlead.guidance.algebra import CONTINUOUS, Context, Schedule, register
 from fairlead.guidance.context import Run, Weight
 
 
@@ -44,6 +45,8 @@ class Region(Schedule):
     Source:
         Bar-Tal, Yariv, Lipman, Dekel (2023), arXiv:2302.08113.
     """
+
+    domains: ClassVar[frozenset[str]] = CONTINUOUS
 
     mask: str
     of: tuple[str, ...] = ()
@@ -102,6 +105,8 @@ class Part(Schedule):
     Source:
         Lee, Saito, Nam, Sung, Kim (2024), arXiv:2403.17422.
     """
+
+    domains: ClassVar[frozenset[str]] = CONTINUOUS
 
     start: int
     stop: int | None = None
