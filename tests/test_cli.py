@@ -353,7 +353,7 @@ class TestClaims:
         assert [r["name"] for r in self.recorded] == ["cfg", "apg"]
 
     def test_errors(self):
-        refused(invoke("claims", "agp"), "'apg'")
+        refused(invoke("claims", "treshold"), "'threshold'")
         refused(invoke("claims", "--list", "--record"), "nothing to --record")
 
 

@@ -189,6 +189,7 @@ def sample(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"sample: dtype must be torch.float32 or torch.float64, got {dtype}")
     guide.require("continuous")
+    refuse_tokens("sample", denoiser)
     _differentiable(guide)
     given = {"cond": condition or {}, **(states or {})}
     if negative is not None:
@@ -256,6 +257,19 @@ def sample(
         raise Interrupted(_result(x, model, reached)) from None
     run.report.seconds = time.perf_counter() - began
     return _result(x, model, reached)
+
+
+def refuse_tokens(owner: str, denoiser: Denoiser) -> None:
+    """Refuses a denoiser of tokens where images are drawn.
+
+    Raises:
+        ValueError: Says what draws tokens.
+    """
+    if hasattr(denoiser, "process"):
+        raise ValueError(
+            f"{owner}: this model predicts tokens; use fl.discrete.sample, or for molecules "
+            "`fairlead molecules`"
+        )
 
 
 def _differentiable(guide: Guide) -> None:

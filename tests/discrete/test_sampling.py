@@ -146,3 +146,8 @@ def test_wrong_sizes_are_named():
 def test_decode_stops_at_the_end():
     d = TokenDenoiser(lambda z, t: z, Masked(3), vocabulary=["<end>", "C", "O"])
     assert d.decode(torch.tensor([[1, 2, 0, 1], [3, 1, 1, 2]]), end=0) == ["CO", "CCO"]
+
+
+def test_images_are_not_drawn_from_a_model_of_tokens():
+    with pytest.raises(ValueError, match=r"sample: this model predicts tokens; use fl\.discrete"):
+        fl.sample(MASKED, {"label": 0})

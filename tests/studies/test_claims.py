@@ -160,8 +160,8 @@ def test_record_keeps_order_and_drops_claims_that_are_gone(scratch):
 
 
 def test_unknown_name_says_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown claim 'agp'; .*'apg'"):
-        claims.run(["agp"])
+    with pytest.raises(ValueError, match=r"unknown claim 'treshold'; .*'threshold'"):
+        claims.run(["treshold"])
 
 
 def test_pattern_selects_all_claims_of_a_method():

@@ -8,6 +8,7 @@ from fairlead.cli.catalogue import methods, models
 from fairlead.cli.claims import claims
 from fairlead.cli.common import traceback_wanted
 from fairlead.cli.compare import compare
+from fairlead.cli.generate import generate
 from fairlead.cli.molecules import molecules
 from fairlead.cli.sample import sample
 from fairlead.cli.steer import steer
@@ -61,6 +62,11 @@ app.command(
 app.command(epilog=_example("fairlead methods --json"))(methods)
 app.command(epilog=_example("fairlead models"))(models)
 app.command(epilog=_example("fairlead train digits --out runs/digits --minutes 4"))(train)
+app.command(
+    epilog=_example(
+        'fairlead generate shakespeare-ar --prompt "ROMEO:" --guide "cfg(1.5)" --sample'
+    )
+)(generate)
 app.command(epilog=_example('fairlead molecules qm9-masked --guide "cfg(2)" --qed 9 -n 64 --json'))(
     molecules
 )

@@ -70,7 +70,7 @@ def sample(
     from fairlead.models import zoo
     from fairlead.parameters import choose
     from fairlead.samplers.base import get as get_sampler
-    from fairlead.sampling import Interrupted, Step
+    from fairlead.sampling import Interrupted, Step, refuse_tokens
     from fairlead.sampling import sample as draw
     from fairlead.studies.compare import PRECISIONS
     from fairlead.studies.files import require_writable
@@ -84,6 +84,7 @@ def sample(
         if path is not None:
             require_writable(path, folder=False)
     denoiser = zoo.load(model, device=device)
+    refuse_tokens("sample", denoiser)
     denoiser.autocast = PRECISIONS[precision]
     names = tuple(zoo.card(model)["classes"])
     asked = _classes(label, name, names)

@@ -155,7 +155,7 @@ class GuidedModel:
         """The sample as the step finds it: moved by the terms that act before a step."""
         if not self.moving:
             return x
-        ctx = self._context(x, level)
+        ctx = self.context(x, level)
         self._plan(ctx, 1.0)
         for term, place in ctx.plan.moves:
             ctx.place = place
@@ -171,7 +171,7 @@ class GuidedModel:
 
     def __call__(self, x: Tensor, level: Level, *, gain: float = 1.0) -> Prediction:
         """Guided prediction at `x`; `gain` multiplies every weight, 0 is conditional."""
-        run, ctx = self.run, self._context(x, level)
+        run, ctx = self.run, self.context(x, level)
         if self.wanted is None or gain != 1.0 or not self.guide.steady:
             wanted = self._plan(ctx, gain)
         else:
@@ -190,7 +190,8 @@ class GuidedModel:
         run.stage += 1
         return self.last
 
-    def _context(self, x: Tensor, level: Level) -> Context:
+    def context(self, x: Tensor, level: Level) -> Context:
+        """The context of an evaluation."""
         ctx = self.ctx
         if ctx is None or ctx.batch != x.shape[0]:
             ctx = self.ctx = Context(x, level, self.run, self.evaluator.denoiser)

@@ -15,7 +15,7 @@ from fairlead.metrics.report import report
 from fairlead.models import zoo
 from fairlead.parameters import choose
 from fairlead.samplers.base import get as get_sampler
-from fairlead.sampling import Step, sample
+from fairlead.sampling import Step, refuse_tokens, sample
 from fairlead.studies.comparison import Comparison, Row
 from fairlead.studies.files import Samples, fingerprint, require_writable, to_json, write_text
 from fairlead.studies.plots import plot_grid, plot_pareto
@@ -95,6 +95,7 @@ def compare(
     out = Path(out)
     require_writable(out, folder=True)
     denoiser = zoo.load(model, device=device)
+    refuse_tokens("compare", denoiser)
     denoiser.autocast = PRECISIONS[precision]
     card = zoo.card(model)
     measure = _measure(card["data"], device)

@@ -331,6 +331,10 @@ class PipelineEvaluator(Evaluator):
                 )
             given = inputs.leaves(made)
             made = inputs.put(made, {p: v.to(given[p].dtype) for p, v in condition.items()})
+            states = [t.against for t in branch.transforms if hasattr(t, "against")]
+            if states:  # the text of another state stands behind the branch's own
+                behind = self.arguments(Branch(states[-1], state=states[-1]))
+                made = inputs.lengthened(made, given, inputs.leaves(behind))
         if branch.point is not None:
             x = branch.point(x, Predictions(ctx.plan.base, done, ctx.maps), ctx)
             made = inputs.put(made, self.sample(x, made))

@@ -206,6 +206,31 @@ def put(arguments: Mapping[str, Any], values: Mapping[str, Any]) -> Arguments:
     return made
 
 
+def lengthened(
+    arguments: Arguments, before: Mapping[str, Any], behind: Mapping[str, Any]
+) -> Arguments:
+    """The arguments with places and masks for a text that another one was put behind.
+
+    Args:
+        arguments: The arguments, with the longer text.
+        before: Their leaves without it.
+        behind: Leaves of the branch whose text it is.
+    """
+    text, old = arguments.get("encoder_hidden_states"), before.get("encoder_hidden_states")
+    if not isinstance(text, Tensor) or not isinstance(old, Tensor):
+        return arguments
+    length = old.shape[1]
+    if text.shape[1] != 2 * length:
+        return arguments
+    grown = {}
+    for path, value in leaves(arguments).items():
+        if path == "txt_ids" and isinstance(value, Tensor):
+            grown[path] = torch.cat([value, value], -2)
+        elif "mask" in path and isinstance(value, Tensor) and value.shape[1:] == (length,):
+            grown[path] = torch.cat([value, behind[path].to(value)], 1)
+    return put(arguments, grown)
+
+
 def same(a: Any, b: Any, *, exact: bool = False) -> bool:
     """Whether two arguments hold the same values, up to the rounding of another batch size."""
     if a is b:

@@ -285,11 +285,8 @@ class Session:
         assert model is not None
         assert self.evaluator is not None
         run.advance()
-        if model.ctx is None:
-            model.ctx = Context(x, level, run, self.evaluator.denoiser)
-            model.ctx.conditions = self.evaluator.conditions
-        ctx = model.ctx
-        ctx.move(x, level, level)
+        model.start = level
+        ctx = model.context(x, level)
         if model.wanted is None or not self.guide.steady:
             ctx.plan = Plan(self.guide.base(ctx))
             self.guide.plan(ctx, (), 1.0, ())
