@@ -123,8 +123,8 @@ def mixture() -> Finding:
     "CFG than leaving out the null prediction at the same steps.",
     setting="digits, 20 DDIM steps, w = 3, fitted on 200 samples, tested on 100 others, mean "
     "square pixel difference to plain CFG from the same noise; the conditional prediction in "
-    "place of the estimates, and CFG with 13 steps (26 evaluations) for comparison; made a claim of "
-    "its own after a first look at one claim of all settings",
+    "place of the estimates, and CFG with 13 steps (26 evaluations) for comparison; made a claim "
+    "of its own after a first look at one claim of all settings",
     expected="25 evaluations; less pixel difference than with the conditional prediction, at 95 %",
     seed=[0, 1],
     models=("digits",),
