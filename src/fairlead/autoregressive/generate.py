@@ -1,6 +1,6 @@
 """`fl.generate`: text under a guide."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
 from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
+from fairlead.guidance.rules.fudge import Fudge
 from fairlead.guidance.spec import guide as parse
 
 
@@ -49,6 +50,7 @@ def generate(
     negative: Prompts | None = None,
     states: Mapping[str, Prompts] | None = None,
     models: Mapping[str, Any] | None = None,
+    rewards: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     grammar: str | Grammar | None = None,
     max_new_tokens: int = 64,
     seed: int | None = None,
@@ -72,6 +74,7 @@ def generate(
             of that name itself. By default null is the last token of each prompt alone.
         states: Further prompts by state name.
         models: Further models by name, such as `amateur`, with the same vocabulary.
+        rewards: Functions that a guide scores texts with, by name, as `fudge` does.
         grammar: A regular expression that the new text has to match, or a `Grammar`. Where it
             cannot go on, or the length is reached, what there is comes back, and `stopped` says
             where.
@@ -104,11 +107,16 @@ def generate(
     states_ = padded(rows, pad, left=decoder_only)
     cond = states_["cond"]
     run = Run(seed or 0, steps=max_new_tokens, check=False, record=record)
+    run.rewards = dict(rewards or {})
+    for node in guide.nodes():
+        if isinstance(node, Fudge):  # named before the first token
+            run.reward(node.name, node.classifier)
     session = Session(model, guide, states_, models or {}, run)
     if isinstance(grammar, str):
         if tokenizer is None:
             raise ValueError("generate: a grammar needs a tokenizer, or a Grammar with its tokens")
-        grammar = Grammar(grammar, tokenizer)
+        end = getattr(tokenizer, "eos_token_id", None)
+        grammar = Grammar(grammar, tokenizer, eos=pad if end is None else end)
     if grammar is not None:
         options["logits_processor"] = [*options.get("logits_processor", ()), grammar]
         options.setdefault("eos_token_id", grammar.eos)

@@ -78,4 +78,4 @@ class GuidanceProcessor:
                 stacked, mask = session.stack(name, ids)
                 out = model(input_ids=stacked, attention_mask=mask, **positions(model, mask, 0))
                 values |= session.split(name, out.logits)
-        return session.combine(values)
+        return session.combine(values, tail)

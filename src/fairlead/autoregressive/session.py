@@ -185,6 +185,10 @@ class Session:
             values |= self.split(name, out.logits)
         return values
 
+    def tail(self, ids: Tensor) -> Tensor:
+        """What was generated so far, without prompt or start token."""
+        return ids[:, self.width if self.decoder_only else 1 :]
+
     def split(self, name: str, logits: Tensor) -> dict[Branch, Tensor]:
         """Log-probabilities of the last token by branch, `(R, V)` each."""
         rows = logits[:, -1].float().log_softmax(-1)
@@ -193,10 +197,11 @@ class Session:
             self.run.report.count(len(part), None)
         return dict(zip(self.active[name], parts, strict=True))
 
-    def combine(self, values: dict[Branch, Tensor]) -> Tensor:
-        """Guided log-probabilities, `(R, V)`."""
+    def combine(self, values: dict[Branch, Tensor], tokens: Tensor) -> Tensor:
+        """Guided log-probabilities `(R, V)`, behind the tokens generated so far."""
         like = next(iter(values.values()))
         ctx = self._context(self.run, len(like), like)
+        ctx.tokens = tokens
         wanted = rows_to_evaluate(ctx)
         self.run.report.begin(self.run.step, 0, float(self.run.step), wanted, len(like))
         kept = {b: floored(values[b]) for b in wanted}
@@ -256,7 +261,7 @@ def guided(session: Session) -> Iterator[Session]:
         out = forward(*args, **named)
         session.hold("", out.get(key, named.get(key)))
         values = session.split("", out.logits) | session.others(session.ids, session.fresh)
-        out.logits = session.combine(values)[:, None]
+        out.logits = session.combine(values, session.tail(session.ids))[:, None]
         return out
 
     model.prepare_inputs_for_generation, model.forward = stacked, combined

@@ -118,10 +118,12 @@ class Policy(Schedule):
 class Rule(Node):
     """A map on the update; per sample, over all dimensions but the first, unless it says so.
 
-    `needs` lists branches that it reads besides those of the terms before it.
+    `needs` lists branches that it reads besides those of the terms before it. A rule with `alone`
+    acts also where no term is active, on an update of 0.
     """
 
     kind: ClassVar[str] = "rule"
+    alone: ClassVar[bool] = False
     needs: ClassVar[tuple[Branch, ...]] = ()
 
     @abstractmethod
@@ -412,7 +414,7 @@ class Pipe(Guide):
             return
         before = len(ctx.plan.terms)
         self.left.plan(ctx, gains, gain, inner)
-        if len(ctx.plan.terms) > before:
+        if len(ctx.plan.terms) > before or self.right.alone:
             ctx.plan.affine = False
             ctx.plan.look_at(ctx.plan.base)
             for branch in self.right.needs:
@@ -424,10 +426,14 @@ class Pipe(Guide):
         self, predictions: Predictions, ctx: Context, place: Place
     ) -> tuple[Tensor | None, Weight]:
         update, weight = self.left.update(predictions, ctx, (*place, 0))
-        if update is None or isinstance(self.right, Schedule):
+        if isinstance(self.right, Schedule):
+            return update, weight
+        if update is None and self.right.alone:
+            update = torch.zeros_like(predictions.base)
+        if update is None:
             return update, weight
         ctx.place = place
-        if isinstance(weight, float):
+        if isinstance(weight, float) or self.right.alone:
             ctx.weight = weight
             return self.right.apply(update, predictions, ctx), weight
         off = weight == 0

@@ -1,6 +1,6 @@
 """Guidance for people who bring their own predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,8 @@ def combine(
     domain: str = "continuous",
     normalise: Normalise | None = None,
     masks: Mapping[str, Any] | None = None,
+    tokens: Tensor | None = None,
+    rewards: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Tensor:
     """One step of a guide on given predictions, without a network.
 
@@ -47,6 +49,8 @@ def combine(
             total of `cond`), `project` (onto the simplex, the default of `simplex`), or `none`
             (the default of `rates`).
         masks: Masks by name, for guides that act on a region.
+        tokens: The tokens before, `(B, n)`, for guides that look at them.
+        rewards: Functions that guides score samples with, by name.
 
     Returns:
         The guided prediction, shaped like one of them, in float32 (float64 if they are).
@@ -77,10 +81,12 @@ def combine(
     level = t if isinstance(t, Level) or t is None else _level(t, first, schedule)
     run = run or Run(check=False, record=False)
     run.advance()
+    run.rewards |= rewards or {}
     if masks is not None:
         run.masks = fitted(masks, first.to(working_dtype(first)))
     require_masks(guide, run)
     ctx = Context(x, level, run, batch=len(first), ndim=first.ndim, like=first)
+    ctx.tokens = tokens
     ctx.plan = Plan(guide.base(ctx))
     guide.plan(ctx, (), 1.0, ())
     wanted = rows_to_evaluate(ctx)

@@ -12,6 +12,7 @@ from fairlead.denoiser import Denoiser, working_dtype
 from fairlead.energy.base import Energy, find
 from fairlead.guidance.branch import COND, Branch, Capture, Maps, Predictions
 from fairlead.guidance.report import Report
+from fairlead.parameters import nearest
 from fairlead.schedules import Level
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Run:
         self.check = check
         self.levels = tuple(levels)
         self.energies = dict(energies or {})
+        self.rewards: dict[str, Callable[[Tensor], Tensor]] = {}
         self.masks = dict(masks or {})
         self.reference = reference
         self.streaming = streaming
@@ -95,6 +97,19 @@ class Run:
             ValueError: There is none of that name.
         """
         return find(owner, name, self.energies)
+
+    def reward(self, owner: str, name: str) -> Callable[[Tensor], Tensor]:
+        """A function that a guide scores samples with, by name.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        if name not in self.rewards:
+            raise ValueError(
+                f"{owner}: there is no {name!r}: pass rewards={{{name!r}: function}}; "
+                f"{nearest(name, self.rewards)}"
+            )
+        return self.rewards[name]
 
     def drop_history(self) -> None:
         """Makes a multistep solver begin anew, where the prediction has a jump in time."""
@@ -331,6 +346,7 @@ class Context:
             is 0, so that dividing is safe.
         log_density: Log density of `x` under a branch, `(B,)`; `None` in `fl.combine`.
         place: Where the node that is being asked stands.
+        tokens: What was generated so far, `(B, n)`, where tokens follow one another.
         batch: Number of samples.
         ndim: Number of dimensions of a prediction.
         done: Predictions so far, for what depends on them before all are there.
@@ -361,6 +377,7 @@ class Context:
         self.start = start or level
         self.run = run
         self.denoiser = denoiser
+        self.tokens: Tensor | None = None
         self._like = like  # where there is no x: a prediction, for dtype and device
         self.batch = batch if x is None else x.shape[0]
         # predictions over a vocabulary have one dimension more than the tokens

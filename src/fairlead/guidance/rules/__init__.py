@@ -3,6 +3,7 @@
 from fairlead.guidance.rules.apg import APG
 from fairlead.guidance.rules.bands import Bands
 from fairlead.guidance.rules.frequency import Frequency
+from fairlead.guidance.rules.fudge import Fudge
 from fairlead.guidance.rules.magnitude import Magnitude
 from fairlead.guidance.rules.match_statistics import MatchStatistics
 from fairlead.guidance.rules.plausible import Nucleus, Plausible
@@ -21,6 +22,7 @@ __all__ = [
     "Bands",
     "CFGZeroStar",
     "Frequency",
+    "Fudge",
     "Magnitude",
     "MatchStatistics",
     "Nucleus",

@@ -1,0 +1,83 @@
+"""Reweights next tokens by a classifier of what the text would then be."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+
+from fairlead.guidance.algebra import FINITE, Context, Predictions, Range, Rule, register
+from fairlead.guidance.domains import FLOOR
+
+
+@register("fudge", ids=("XD5", "S138"), neutral="0.0, top_k=0")
+@dataclass(frozen=True)
+class Fudge(Rule):
+    r"""Adds what a classifier says of the text with each candidate token (FUDGE, CAIF).
+
+    .. math:: \log p(k) = \log p_w(k) + \gamma \log p_\phi(y \mid z_{<i}, k) + \text{const}
+
+    over the ``top_k`` likeliest tokens of the guided model, nothing outside. With the exact
+    posterior of a prefix and all tokens, ``gamma = 1`` samples the exact conditional, and any
+    ``gamma`` is CFG of the exact model with that scale. A classifier of complete texts is no such
+    posterior, and biased on prefixes.
+
+    * Space: log-probabilities. Cost: 0 NFE, ``top_k`` classifications a token.
+    * Neutral: ``gamma = 0`` with ``top_k = 0``. Negative values steer away.
+
+    Args:
+        gamma: Strength; 1 in FUDGE, up to 30 either way in CAIF.
+        top_k: Number of candidates; 0 takes the whole vocabulary.
+        classifier: Name among ``fl.generate(rewards=...)``: a function from the tokens generated
+            so far and the candidate, `(N, n + 1)` without the prompt, to log-probabilities of the
+            wanted class, `(N,)`.
+
+    Raises:
+        ValueError: A parameter is out of range; there is no classifier of that name; tokens are
+            not known, as outside ``fl.generate`` and ``fl.combine(tokens=...)``.
+
+    Example:
+        >>> import fairlead as fl
+        >>> str(fl.CFG(1.5) | fl.Fudge(1.0, top_k=20))
+        'cfg(1.5) | fudge(1.0, top_k=20)'
+
+    Source:
+        Yang, Klein (2021), arXiv:2104.05218; Sitdikov et al. (2022), arXiv:2205.07276.
+    """
+
+    domains: ClassVar[frozenset[str]] = frozenset({"logprob"})
+
+    alone: ClassVar[bool] = True
+
+    gamma: Annotated[float, FINITE]
+    top_k: Annotated[int, Range(0, math.inf, closed="left")] = 100
+    classifier: str = "classifier"
+
+    def apply(self, update: Tensor, predictions: Predictions, ctx: Context) -> Tensor:
+        base = predictions.base
+        guided = base + update
+        if self.gamma == 0 and self.top_k == 0:
+            return update
+        size = guided.shape[-1]
+        best, candidates = guided.topk(min(self.top_k, size) or size, -1)
+        if self.gamma != 0:
+            best = best + self.gamma * self._classify(candidates, ctx).to(best)
+        return torch.full_like(guided, FLOOR).scatter(-1, candidates, best) - base
+
+    def _classify(self, candidates: Tensor, ctx: Context) -> Tensor:
+        """Log-probabilities of the text with each candidate `(R, k)`."""
+        if ctx.tokens is None:
+            raise ValueError(
+                "fudge: the tokens so far are not known: use fl.generate, or fl.combine(tokens=...)"
+            )
+        rows, k = candidates.shape
+        before = ctx.tokens.repeat_interleave(k, 0)
+        extended = torch.cat([before, candidates.reshape(-1, 1)], 1)
+        found = ctx.run.reward(self.name, self.classifier)(extended)
+        if found.shape != (rows * k,):
+            raise ValueError(
+                f"fudge: the classifier {self.classifier!r} must give ({rows * k},) numbers, one "
+                f"a text, got {tuple(found.shape)}"
+            )
+        return found.reshape(rows, k)
