@@ -32,8 +32,8 @@ def chain(steps: int = 50) -> list[Level]:
     claim="Replacing the known part at every level leaves the rest out of harmony with it; walking "
     "stretches of levels again mends that.",
     setting="four modes at (+-1, +-1) of standard deviation 0.2, those with equal signs of "
-    "weight 0.4 each, the others 0.1; x1 = 1 known; 50 levels, stretches of 10, walked 1, 5 and 10 times; "
-    "1000 samples each",
+    "weight 0.4 each, the others 0.1; x1 = 1 known; 50 levels, stretches of 10, walked "
+    "1, 5 and 10 times; 1000 samples each",
     expected="the share of x2 > 0 is 0.664, 0.758 and 0.779 within 0.04; its KL divergence to the "
     "true 0.8 falls from 1 to 5 times and is below a third of the first at 10; the known part is "
     "met exactly",
