@@ -320,9 +320,9 @@ def test_faster_cache_of_row_pairs_takes_those_rows_alone(tiny):
     try:
         own = recipe.run(pipe, **recipe.scale(4.0), **steps)
         assert torch.equal(steered(pipe, recipe, "cfg(4)", **steps)[0], own)
-        with pytest.raises(ValueError, match="FasterCache.* 'tsg.*FirstBlockCache"):
+        with pytest.raises(ValueError, match=r"FasterCache.* 'tsg.*FirstBlockCache"):
             steered(pipe, recipe, "cfg(4) + tsg(2)", **steps)
-        with pytest.raises(ValueError, match="FasterCache.* 'cond'.*fixed_rows=True"):
+        with pytest.raises(ValueError, match=r"FasterCache.* 'cond'.*fixed_rows=True"):
             steered(pipe, recipe, "cfg(4) | interval(0, 0.5)", **steps)
         steered(pipe, recipe, "cfg(4) | interval(0, 0.5)", {"fixed_rows": True}, **steps)
     finally:
