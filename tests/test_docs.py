@@ -80,7 +80,7 @@ def test_pages_hold_examples():
 
 
 def test_readme_snippet_runs_as_it_stands(capsys):
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    snippet, _ = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     names = {}
     exec(compile(snippet, "README.md", "exec"), names)
     printed = capsys.readouterr().out
@@ -89,6 +89,17 @@ def test_readme_snippet_runs_as_it_stands(capsys):
     assert "29 network evaluations" in snippet
     assert names["out"].nfe.tolist() == [29, 29]
     assert "cfg(2.0)" in printed
+
+
+def test_readme_steers_pipelines_and_language_models():
+    from fairlead.testing.pipelines import tiny_pipeline
+
+    _, snippet = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    model, tokenizer = fl.models.zoo.language("shakespeare-ar")
+    names = {"fl": fl, "pipe": tiny_pipeline("sd"), "model": model, "tokenizer": tokenizer}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert names["image"].size[0] > 0
+    assert names["text"].startswith("To be, or")
 
 
 def commands(text: str) -> list[str]:

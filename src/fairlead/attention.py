@@ -63,6 +63,13 @@ class AttentionLayer:
     kind: Kind
     block: nn.Module | None = None
 
+    @property
+    def adapters(self) -> int:
+        """How many image prompts it attends to, in calls of their own after the text's."""
+        own: int | None = getattr(self.module, "adapters", None)
+        processor = getattr(self.module, "processor", None)
+        return len(getattr(processor, "to_k_ip", None) or ()) if own is None else own
+
 
 @dataclass
 class Attended:
@@ -78,6 +85,7 @@ class Attended:
         index: Number of this call within one run of the layer, from 0; adapters call twice.
         spatial: Height and width of a sample, or frames, height and width; empty if unknown.
         plain: What attends when nothing is changed.
+        earlier: What the calls before it in this run of the layer returned for the same rows.
     """
 
     layer: AttentionLayer
@@ -91,6 +99,7 @@ class Attended:
     index: int
     spatial: tuple[int, ...]
     plain: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = field(repr=False)
+    earlier: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def attend(
         self,
@@ -249,6 +258,7 @@ class _Watch:
         self.block_text: int | None = None
         self.text: int | None = None
         self.calls = 0
+        self.earlier: dict[int, tuple[Tensor, ...]] = {}
         self.joined: list[tuple[int, int]] = []
         self.mode: _Interception | None = None
 
@@ -274,6 +284,7 @@ class _Watch:
         if threading.get_ident() != self.thread or self.mode is None:
             return None
         mode, self.mode = self.mode, None
+        self.earlier = {}
         mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         if self.calls or output is None:  # no output: it raised
             return None
@@ -323,10 +334,13 @@ class _Watch:
                 call = Attended(
                     self.layer, q[rows], k[rows], v[rows], own,
                     options.get("scale") or q.shape[-1] ** -0.5,
-                    image, text, index, self.spatial, attend,
+                    image, text, index, self.spatial, attend, self.earlier.get(start, ()),
                 )  # fmt: skip
                 attend = partial(_within, call, function)
-            parts.append(attend(q[rows], k[rows], v[rows], own).to(q.dtype))
+            out = attend(q[rows], k[rows], v[rows], own).to(q.dtype)
+            if functions and self.layer.adapters:
+                self.earlier[start] = (*self.earlier.get(start, ()), out)
+            parts.append(out)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def segments(self) -> list[tuple[int, int, list[Callable[[Attended], Tensor]]]]:

@@ -10,6 +10,9 @@ from fairlead.testing import CHECKS, check_guide
 from fairlead.testing.checks import outside
 
 EXPECTED = {
+    "adain": {
+        "strength_zero": "it changes the attention of the base itself, at every weight",
+    },
     "merge": {
         "strength_zero": "it merges tokens of the base itself, at every weight",
         "weights_per_sample": "at w = 1 beside others a sample's response is 0, alone it has none",

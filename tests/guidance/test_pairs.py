@@ -106,16 +106,19 @@ def run(denoiser, monkeypatch):
     return sampled
 
 
+ALONE: dict[str, list[frozenset[Branch]]] = {}
+"""The branches that each guide wants alone, step by step, kept for all tests of the file."""
+
+
 @pytest.fixture
 def wanted(run):
     """The branches that a guide wants alone, step by step."""
-    kept: dict[str, list[frozenset[Branch]]] = {}
 
     def of(guide: Guide):
         text = str(guide)
-        if text not in kept:
-            kept[text] = [s.wanted for s in run(guide)[2]]
-        return kept[text]
+        if text not in ALONE:
+            ALONE[text] = [s.wanted for s in run(guide)[2]]
+        return ALONE[text]
 
     return of
 

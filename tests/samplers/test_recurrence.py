@@ -53,7 +53,7 @@ def test_other_levels_after_renoising_have_their_variance():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="recurrence: base must keep no memory"):
+    with pytest.raises(ValueError, match="recurrence: sampler must keep no memory"):
         fl.samplers.Recurrence("unipc")
     with pytest.raises(ValueError, match="recurrence: times must be in"):
         fl.samplers.Recurrence("ddim", 0)

@@ -169,7 +169,7 @@ class Guide(ABC):
     def nodes(self) -> Iterator[Node]:
         """Every term, rule, schedule and policy, left to right."""
 
-    def base(self, ctx: Context) -> Branch:
+    def base(self, ctx: Context, place: Place = ()) -> Branch:
         """The branch that terms are added to."""
         return COND
 
@@ -439,8 +439,9 @@ class Pipe(Guide):
         yield from self.left.nodes()
         yield self.right
 
-    def base(self, ctx: Context) -> Branch:
-        base = self.left.base(ctx)
+    def base(self, ctx: Context, place: Place = ()) -> Branch:
+        base = self.left.base(ctx, (*place, 0))
+        ctx.place = place
         return self.right.branch(base, ctx) if isinstance(self.right, Schedule) else base
 
     def renoise(self, predictions: Predictions, ctx: Context, denoise: Tensor) -> Tensor | None:

@@ -62,6 +62,8 @@ class Node:
     domains: ClassVar[frozenset[str]] = CONTINUOUS
     reads_text: ClassVar[bool] = False
     """Whether it needs a model with attention over a text."""
+    reads_style: ClassVar[bool] = False
+    """Whether it needs a model with an adapter for image prompts."""
 
     @property
     def captures(self) -> tuple[tuple["Branch", "Capture"], ...]:

@@ -2,19 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated
 
 from torch import Tensor
 
 from fairlead.parameters import Range
-from fairlead.samplers.base import Model, Sampler, added_variance, get, register
+from fairlead.samplers.base import Model, added_variance, register
+from fairlead.samplers.wrapper import Wrapper
 from fairlead.schedules import Level
 
 
 @register("recurrence", ids=("S128", "XP2"))
 @dataclass(frozen=True)
-class Recurrence(Sampler):
+class Recurrence(Wrapper):
     r"""Repeats each step of another sampler ("time travel"), so that guidance can settle.
 
     After every repetition but the last the sample is noised back from ``t`` to ``s``:
@@ -27,35 +27,30 @@ class Recurrence(Sampler):
     * Order: that of the repeated sampler; ``times`` its evaluations a step.
 
     Args:
-        base: Text of the repeated sampler; one without memory between steps, such as
+        sampler: Text of the repeated sampler; one without memory between steps, such as
             ``ddim(eta=1.0)``, ``ddpm``, ``euler`` or ``heun``.
         times: How often each step is taken, >= 1; 1 is the repeated sampler.
 
     Raises:
-        ValueError: A parameter is out of range, or the base keeps a memory between steps.
+        ValueError: A parameter is out of range, or the sampler keeps a memory between steps.
 
     Source:
         Bansal et al. (2023), arXiv:2302.07121; Yu et al. (2023), arXiv:2303.09833; Ye et al.
         (2024), arXiv:2409.15761; the renoising for any schedule is ours.
     """
 
-    base: str = "ddim"
+    sampler: str = "ddim"
     times: Annotated[int, Range(1, math.inf, closed="left")] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.times != int(self.times):
             raise ValueError(f"recurrence: times must be a whole number, got {self.times}")
-        if self.inner.name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc", "dc", "recurrence"):
+        if self.inner.name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc", "dc"):
             raise ValueError(
-                f"recurrence: base must keep no memory between steps, got {self.base!r}; "
+                f"recurrence: sampler must keep no memory between steps, got {self.sampler!r}; "
                 "did you mean 'ddim', 'ddpm', 'euler' or 'heun'?"
             )
-
-    @cached_property
-    def inner(self) -> Sampler:
-        """The repeated sampler."""
-        return get(self.base)
 
     @property
     def order(self) -> int:
@@ -63,7 +58,7 @@ class Recurrence(Sampler):
 
     @property
     def evaluations(self) -> int:
-        """`times` those of the base."""
+        """`times` those of the sampler."""
         return self.times * self.inner.evaluations
 
     def walk(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:

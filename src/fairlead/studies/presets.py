@@ -79,7 +79,8 @@ def _scaled(cls: type[Node], w: float) -> Guide:
     if cls.name in SETTINGS:
         return parse(f"cfg({w}) | {SETTINGS[cls.name]}")
     subject = Subject.of(cls)
-    return subject.scaled(w - 1 if cls.neutral == "0.0" and issubclass(cls, Term) else w)
+    off_at_zero = issubclass(cls, Term) and (cls.neutral or "").partition(",")[0] == "0.0"
+    return subject.scaled(w - 1 if off_at_zero else w)
 
 
 def run(

@@ -45,12 +45,15 @@ class TinyTextNetwork(TinyNetwork):
     """A tiny network whose label is a text of four tokens, seen by the cross-attention `text.0`.
 
     Floating-point labels are the tokens themselves, `(B, L, 8)`.
+
+    Args:
+        adapter: Whether the cross-attention sees the tokens as an image prompt, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, adapter: bool = False) -> None:
         super().__init__()
         self.tokens = TextEmbedding(10, 4, 8)
-        self.cross = CrossAttention(8, 8, 2)
+        self.cross = CrossAttention(8, 8, 2, adapter)
 
     @property
     def attention_layers(self) -> dict[str, Attention]:
@@ -79,26 +82,69 @@ class TextEmbedding(nn.Embedding):
         return super().forward(label).reshape(len(label), self.length, -1)
 
 
-class CrossAttention(nn.Module):
-    """Attention of tokens `(B, N, width)` over those of a text `(B, L, text)`."""
+class CrossKeys(nn.Module):
+    """Keys and values of an image prompt."""
 
-    def __init__(self, width: int, text: int, heads: int) -> None:
+    def __init__(self, width: int, text: int) -> None:
+        super().__init__()
+        self.key, self.value = nn.Linear(text, width), nn.Linear(text, width)
+
+    def forward(self, tokens: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        """Both, `(B, heads, L, d)`."""
+        parts = (self.key(tokens), self.value(tokens))
+        k, v = (p.unflatten(-1, (heads, -1)).transpose(1, 2) for p in parts)
+        return k, v
+
+
+class AdaptedAttention(Attention):
+    """Attention to a text, and to an image prompt that an adapter adds times `scale`."""
+
+    adapters = 1
+
+    def __init__(self) -> None:
+        super().__init__("cross")
+        self.scale = 1.0
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        k_style: Tensor | None = None,
+        v_style: Tensor | None = None,
+    ) -> Tensor:
+        """The sum of both."""
+        out = super().forward(q, k, v)
+        if k_style is None or v_style is None:
+            return out
+        return out + self.scale * super().forward(q, k_style, v_style)
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens `(B, N, width)` over those of a text `(B, L, text)`.
+
+    With an adapter it adds attention under further keys and values, scaled by `scale`.
+    """
+
+    def __init__(self, width: int, text: int, heads: int, adapter: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
         self.key, self.value = nn.Linear(text, width), nn.Linear(text, width)
-        self.core = Attention("cross")
+        self.core = AdaptedAttention() if adapter else Attention("cross")
+        self.adapter = CrossKeys(width, text) if adapter else None
 
     def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
         """What the text says to each token."""
         parts = (self.query(tokens), self.key(text), self.value(text))
         q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)
-        seen: Tensor = self.out(self.core(q, k, v).transpose(1, 2).flatten(2))
+        style = () if self.adapter is None else self.adapter(text, self.heads)
+        seen: Tensor = self.out(self.core(q, k, v, *style).transpose(1, 2).flatten(2))
         return seen
 
 
 def tiny_network(
-    seed: int = 0, dtype: torch.dtype = torch.float32, *, text: bool = False
+    seed: int = 0, dtype: torch.dtype = torch.float32, *, text: bool = False, adapter: bool = False
 ) -> TinyNetwork:
     """A tiny network; the layers that training starts from zero are random too.
 
@@ -106,7 +152,7 @@ def tiny_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = TinyTextNetwork() if text else TinyNetwork()
+        network = TinyTextNetwork(adapter) if text else TinyNetwork()
         for parameter in network.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.3)
@@ -121,6 +167,7 @@ def tiny_denoiser(
     dtype: torch.dtype = torch.float32,
     weak: bool = True,
     text: bool = False,
+    adapter: bool = False,
 ) -> Denoiser:
     """A denoiser that serves every guide: null, named layers, embeddings, a weak model.
 
@@ -131,15 +178,16 @@ def tiny_denoiser(
         dtype: Dtype of the weights.
         weak: Whether it has a weak model.
         text: Whether its label is a text under cross-attention (`TinyTextNetwork`).
+        adapter: Whether its text is an image prompt, too.
     """
     schedule = schedule or EDM()
     models = {}
     if weak:
         models["weak"] = tiny_denoiser(
-            schedule, prediction, seed=seed + 1, dtype=dtype, weak=False, text=text
+            schedule, prediction, seed=seed + 1, dtype=dtype, weak=False, text=text, adapter=adapter
         )
     return Denoiser(
-        tiny_network(seed, dtype, text=text),
+        tiny_network(seed, dtype, text=text, adapter=adapter),
         schedule,
         prediction,
         null={"label": 10, "style": 0},

@@ -63,8 +63,11 @@ class Subject:
         return self.node
 
     def tiny(self, dtype: torch.dtype = torch.float32) -> Denoiser:
-        """A tiny denoiser that serves the guide: with a text under cross-attention if it asks."""
-        return tiny_denoiser(dtype=dtype, text=any(n.reads_text for n in self.guide.nodes()))
+        """A tiny denoiser that serves the guide: with a text, or an adapter, if it asks."""
+        nodes = list(self.guide.nodes())
+        adapter = any(n.reads_style for n in nodes)
+        text = adapter or any(n.reads_text for n in nodes)
+        return tiny_denoiser(dtype=dtype, text=text, adapter=adapter)
 
     @property
     def plain(self) -> Guide:

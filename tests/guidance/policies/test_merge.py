@@ -107,6 +107,18 @@ def test_all_branches_of_a_sample_draw_the_same_tokens(monkeypatch):
     assert torch.equal(cond, null)
 
 
+def test_finds_its_own_memory_behind_a_rule_with_one():
+    # the rule remembers at its own place, which must not be taken for importance
+    def run(guide):
+        return fl.sample(tiny_denoiser(dtype=torch.float64), LABEL, guide=guide, **OPTIONS)
+
+    rules = ("", " | apg(beta=0)", " | apg(beta=-0.5)")
+    first, second, third = (run(f"cfg(3){r} | merge(0.5)") for r in rules)
+    assert first.nfe.tolist() == second.nfe.tolist() == third.nfe.tolist() == [6, 6]
+    turned = run("cfg(3) | merge(0.5) | apg(beta=-0.5)")
+    assert_close(turned.x, third.x, rtol=1e-9, atol=1e-9)
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"merge: ratio must be in \[0, 0\.75\], got 0\.8"):
         fl.TokenMerging(0.8)

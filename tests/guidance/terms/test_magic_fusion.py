@@ -78,7 +78,7 @@ def faces(text, at, steps=50):
     c, n, subject, own = images(9)
     run = Run(steps=steps, check=False, record=False)
     run.step = at - 1
-    values = {"cond": c, "null": n, "subject": subject, "subject text": own}
+    values = {"cond": c, "null": n, "subject subject": subject, "subject text": own}
     out = fl.combine(text, values, x=torch.zeros_like(c), t=LEVEL, run=run)
     return out, n + 5 * (c - n), own + 5 * (subject - own)
 

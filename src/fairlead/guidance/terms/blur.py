@@ -1,5 +1,6 @@
 """Blur guidance, and what self-attention guidance shares with it."""
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -43,9 +44,9 @@ class Degraded(Point):
 class Blurring(Term):
     """Guides away from the prediction at a degraded input; `degraded` says which."""
 
+    @abstractmethod
     def degraded(self, source: Branch) -> Point:
         """Where the weak branch is evaluated, given the one it belongs to."""
-        raise NotImplementedError
 
     @cached_property
     def positive(self) -> Branch:

@@ -69,7 +69,7 @@ class FaceDiffuser(Fusion):
     @cached_property
     def other(self) -> tuple[Branch, Branch]:
         return (
-            Branch(self.state, state=self.state, model=self.model),
+            Branch(f"{self.model} {self.state}", state=self.state, model=self.model),
             Branch(f"{self.model} text", model=self.model),
         )
 

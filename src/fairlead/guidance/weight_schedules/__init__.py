@@ -1,5 +1,6 @@
 """Schedules: weights and conditions over the course of a run, one file a method."""
 
+from fairlead.guidance.weight_schedules.adain import AdaIN
 from fairlead.guidance.weight_schedules.branch_threshold import BranchThreshold
 from fairlead.guidance.weight_schedules.cads import CADS, DynamicCFG
 from fairlead.guidance.weight_schedules.coin import Coin
@@ -14,6 +15,7 @@ from fairlead.guidance.weight_schedules.region import Part, Region
 __all__ = [
     "CADS",
     "NAG",
+    "AdaIN",
     "BranchThreshold",
     "Coin",
     "Curve",
