@@ -1,7 +1,8 @@
 """Autoregressive models: the same guides over the log-probabilities of the next token."""
 
 from fairlead.autoregressive.generate import Generated, generate
+from fairlead.autoregressive.grammar import Grammar
 from fairlead.autoregressive.processor import GuidanceProcessor
 from fairlead.autoregressive.session import guided
 
-__all__ = ["Generated", "GuidanceProcessor", "generate", "guided"]
+__all__ = ["Generated", "Grammar", "GuidanceProcessor", "generate", "guided"]

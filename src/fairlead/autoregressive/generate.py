@@ -1,12 +1,13 @@
 """`fl.generate`: text under a guide."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fairlead.autoregressive.grammar import Grammar
 from fairlead.autoregressive.prompts import Prompts, encode, padded
 from fairlead.autoregressive.session import Session, guided
 from fairlead.guidance.algebra import Guide
@@ -27,6 +28,7 @@ class Generated:
         nfe: Evaluations of each sequence: tokens times branches.
         report: Branches, their provenance and norms at each token.
         guide: The guide.
+        stopped: With a grammar, where each sequence left off before it matched; else empty texts.
     """
 
     sequences: Tensor
@@ -34,6 +36,7 @@ class Generated:
     nfe: Tensor
     report: Report
     guide: Guide
+    stopped: list[str] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -46,6 +49,7 @@ def generate(
     negative: Prompts | None = None,
     states: Mapping[str, Prompts] | None = None,
     models: Mapping[str, Any] | None = None,
+    grammar: str | Grammar | None = None,
     max_new_tokens: int = 64,
     seed: int | None = None,
     record: bool = False,
@@ -68,6 +72,9 @@ def generate(
             of that name itself. By default null is the last token of each prompt alone.
         states: Further prompts by state name.
         models: Further models by name, such as `amateur`, with the same vocabulary.
+        grammar: A regular expression that the new text has to match, or a `Grammar`. Where it
+            cannot go on, or the length is reached, what there is comes back, and `stopped` says
+            where.
         max_new_tokens: Number of tokens, at most.
         seed: Seed of sampling; `None` goes on with torch's.
         record: Whether the report keeps the norm of each term at each token.
@@ -78,7 +85,7 @@ def generate(
 
     Raises:
         ValueError: A state, a model or the pad token is missing; numbers of prompts or
-            vocabularies differ; the guide does not serve `logprob`.
+            vocabularies differ; the guide does not serve `logprob`; the grammar cannot be met.
 
     Example:
         >>> fl.generate(model, tokenizer, "To be, or", guide="cfg(1.5)").texts  # doctest: +SKIP
@@ -98,6 +105,13 @@ def generate(
     cond = states_["cond"]
     run = Run(seed or 0, steps=max_new_tokens, check=False, record=record)
     session = Session(model, guide, states_, models or {}, run)
+    if isinstance(grammar, str):
+        if tokenizer is None:
+            raise ValueError("generate: a grammar needs a tokenizer, or a Grammar with its tokens")
+        grammar = Grammar(grammar, tokenizer)
+    if grammar is not None:
+        options["logits_processor"] = [*options.get("logits_processor", ()), grammar]
+        options.setdefault("eos_token_id", grammar.eos)
     if seed is not None:
         torch.manual_seed(seed)
     with guided(session):
@@ -111,11 +125,16 @@ def generate(
     sequences = getattr(sequences, "sequences", sequences)
     if decoder_only:  # padding that only other states' prompts asked for
         sequences = sequences[:, cond.ids.shape[1] - max(map(len, rows["cond"])) :]
+    stopped = [""] * len(sequences)
+    if grammar is not None:
+        begin = grammar.begin or 0
+        begin -= cond.ids.shape[1] - max(map(len, rows["cond"])) if decoder_only else 0
+        stopped = [grammar.stopped(row[begin:]) for row in sequences]
     texts = []
     if tokenizer is not None:
         texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
     nfe = torch.as_tensor(run.report.nfe).expand(len(sequences))
-    return Generated(sequences, texts, nfe, run.report, guide)
+    return Generated(sequences, texts, nfe, run.report, guide, stopped)
 
 
 def _pad(model: Any, tokenizer: Any) -> int:

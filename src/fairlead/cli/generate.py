@@ -24,6 +24,9 @@ def generate(
     amateur: Annotated[
         str | None, typer.Option("--amateur", help="Weaker model of the same vocabulary.")
     ] = None,
+    grammar: Annotated[
+        str | None, typer.Option("--grammar", help="Regular expression that the text must match.")
+    ] = None,
     tokens: Annotated[int, typer.Option("--tokens", help="Number of new tokens, at most.")] = 64,
     beams: Annotated[int, typer.Option("--beams", help="Number of beams.")] = 1,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of the best.")] = False,
@@ -55,14 +58,19 @@ def generate(
             guide=guide,
             negative=negative,
             models=models,
+            grammar=grammar,
             max_new_tokens=tokens,
             seed=seed,
             **options,
         )
     evaluations = int(out.nfe[0])
     if json:
-        print_json({"texts": out.texts, "guide": str(out.guide), "nfe": evaluations, "seed": seed})
+        found = {"texts": out.texts, "guide": str(out.guide), "nfe": evaluations, "seed": seed}
+        print_json(found | ({"stopped": out.stopped} if grammar is not None else {}))
         return
     for text in out.texts:
         Console().print(Text(text))
+    for i, where in enumerate(out.stopped):
+        if where:
+            Console(stderr=True).print(Text(f"text {i} stopped at {where}"))
     Console(stderr=True).print(f"{evaluations} evaluations a sequence")
