@@ -1,7 +1,8 @@
 """A denoiser under a guide: what is planned, what is evaluated, and how it is put together."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any
@@ -51,6 +52,7 @@ class GuidedModel:
         self.moving = any(getattr(node, "moves", False) for node in guide.nodes())
         self.rewards = dict(rewards or {})
         self._drawn = 0
+        self._visit = self._visits = 0
 
     @property
     def step(self) -> int:
@@ -59,6 +61,18 @@ class GuidedModel:
     @property
     def steps(self) -> int:
         return self.run.steps
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        return self.run.levels
+
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        return self.run.masks
+
+    @property
+    def reference(self) -> Tensor | None:
+        return self.run.reference
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -167,7 +181,20 @@ class GuidedModel:
     def noise(self, x: Tensor) -> Tensor:
         """Standard normal noise like `x`, fixed by seed, sample, step and draw."""
         self._drawn += 1
-        return self.run.normal(x, "sampler", self._drawn)
+        key = f"sampler, visit {self._visit}" if self._visit else "sampler"
+        return self.run.normal(x, key, self._drawn)
+
+    @contextmanager
+    def revisit(self, step: int) -> Iterator[None]:
+        """Inside, an earlier step is the current one; its noise is drawn anew."""
+        kept = self.run.step, self.start, self._drawn, self._visit
+        self._visits += 1
+        self.run.step, self.start = step, self.run.levels[step]
+        self._drawn, self._visit = 0, self._visits
+        try:
+            yield
+        finally:
+            self.run.step, self.start, self._drawn, self._visit = kept
 
     def __call__(self, x: Tensor, level: Level, *, gain: float = 1.0) -> Prediction:
         """Guided prediction at `x`; `gain` multiplies every weight, 0 is conditional."""

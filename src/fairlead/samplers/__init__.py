@@ -26,6 +26,7 @@ from fairlead.samplers.mcmc import MCMC
 from fairlead.samplers.pcg import PCG
 from fairlead.samplers.recurrence import Recurrence
 from fairlead.samplers.reflected import Reflected
+from fairlead.samplers.repaint import RePaint
 from fairlead.samplers.steering import Steering
 from fairlead.samplers.svdd import SVDD
 from fairlead.samplers.unipc import UniPC
@@ -49,6 +50,7 @@ __all__ = [
     "Model",
     "Prediction",
     "RatioModel",
+    "RePaint",
     "Recurrence",
     "Reflected",
     "Sampler",

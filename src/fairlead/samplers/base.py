@@ -9,7 +9,8 @@ order there.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
@@ -37,6 +38,25 @@ class Model(Protocol):
     @property
     def steps(self) -> int:
         """Number of steps."""
+        ...
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        """The levels of the run, `steps + 1` of them."""
+        ...
+
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """Masks by name, each broadcasts against the batch."""
+        ...
+
+    @property
+    def reference(self) -> Tensor | None:
+        """Clean samples given to the run, `(B, ...)`."""
+        ...
+
+    def revisit(self, step: int) -> AbstractContextManager[None]:
+        """Inside, guides see an earlier step; noise is fresh all the same."""
         ...
 
     @property
