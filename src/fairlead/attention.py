@@ -85,6 +85,8 @@ class Attended:
         index: Number of this call within one run of the layer, from 0; adapters call twice.
         spatial: Height and width of a sample, or frames, height and width; empty if unknown.
         plain: What attends when nothing is changed.
+        given: What the layer was given for these rows, `(M, N, width)`; `None` where it is called
+            with queries, keys and values.
         earlier: What the calls before it in this run of the layer returned for the same rows.
     """
 
@@ -99,6 +101,7 @@ class Attended:
     index: int
     spatial: tuple[int, ...]
     plain: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = field(repr=False)
+    given: Tensor | None = field(default=None, repr=False)
     earlier: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def attend(
@@ -258,6 +261,7 @@ class _Watch:
         self.block_text: int | None = None
         self.text: int | None = None
         self.calls = 0
+        self.given: Tensor | None = None
         self.earlier: dict[int, tuple[Tensor, ...]] = {}
         self.joined: list[tuple[int, int]] = []
         self.mode: _Interception | None = None
@@ -277,6 +281,8 @@ class _Watch:
         if threading.get_ident() != self.thread:
             return
         self.text, self.calls, self.joined = _text_length(module, args, kwargs), 0, []
+        given = args[0] if args else kwargs.get("hidden_states")
+        self.given = given if isinstance(given, Tensor) and given.ndim == 3 else None
         self.mode = _Interception(self)
         self.mode.__enter__()  # type: ignore[no-untyped-call]
 
@@ -284,7 +290,7 @@ class _Watch:
         if threading.get_ident() != self.thread or self.mode is None:
             return None
         mode, self.mode = self.mode, None
-        self.earlier = {}
+        self.given, self.earlier = None, {}
         mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         if self.calls or output is None:  # no output: it raised
             return None
@@ -322,6 +328,9 @@ class _Watch:
             )
         fold = len(q) // self.batch
         image, text = self.tokens(q.shape[-2], k.shape[-2])
+        given = self.given
+        if given is not None and given.shape[:2] != (len(q), q.shape[-2]):
+            given = None
         parts = []
         for start, stop, functions in self.segments():
             rows = slice(start * fold, stop * fold)
@@ -334,7 +343,8 @@ class _Watch:
                 call = Attended(
                     self.layer, q[rows], k[rows], v[rows], own,
                     options.get("scale") or q.shape[-1] ** -0.5,
-                    image, text, index, self.spatial, attend, self.earlier.get(start, ()),
+                    image, text, index, self.spatial, attend,
+                    None if given is None else given[rows], self.earlier.get(start, ()),
                 )  # fmt: skip
                 attend = partial(_within, call, function)
             out = attend(q[rows], k[rows], v[rows], own).to(q.dtype)

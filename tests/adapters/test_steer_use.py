@@ -250,6 +250,92 @@ def test_first_block_cache_keeps_a_state_for_each_branch(tiny, name):
         pipe.transformer.disable_cache()
 
 
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_adapters_of_low_rank_stay_active(tiny, name):
+    """A LoRA changes the network's layers, also below the modules that a guide perturbs."""
+    peft = pytest.importorskip("peft")
+    pipe, recipe = tiny(name)
+    network = getattr(pipe, recipe.networks[0])
+    plain = recipe.run(pipe, **recipe.scale(4.0))
+    torch.manual_seed(0)
+    network.add_adapter(
+        peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    )
+    try:
+        own = recipe.run(pipe, **recipe.scale(4.0))
+        assert (own - plain).abs().max() > 1e-3
+        assert torch.equal(steered(pipe, recipe, "cfg(4)")[0], own)
+        layers = {"sd": "mid_block", "sd3": "transformer_blocks.0"}[name]
+        pag, _ = steered(pipe, recipe, f"cfg(4) + pag(2, layers='{layers}')")
+        assert (pag - own).abs().max() > 1e-3
+        network.disable_adapters()
+        assert torch.equal(steered(pipe, recipe, "cfg(4)")[0], plain)
+        without, _ = steered(pipe, recipe, f"cfg(4) + pag(2, layers='{layers}')")
+    finally:
+        network.delete_adapters("default")
+    close(steered(pipe, recipe, f"cfg(4) + pag(2, layers='{layers}')")[0], without)
+
+
+def faster(pipe, **options):
+    from diffusers import FasterCacheConfig
+
+    return FasterCacheConfig(
+        spatial_attention_timestep_skip_range=(-1, 901),
+        unconditional_batch_timestep_skip_range=(-1, 901),
+        unconditional_batch_skip_range=3,
+        attention_weight_callback=lambda _: 0.3,
+        current_timestep_callback=lambda: pipe._current_timestep,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_faster_cache_keeps_a_state_for_each_branch(tiny, name):
+    """The cache keeps one state for all calls; a branch must be as if it alone were called."""
+    pipe, recipe = tiny(name)
+    steps = {"num_inference_steps": 6}
+    plain, _ = steered(pipe, recipe, "cfg(4)", **steps)
+    pipe.transformer.enable_cache(faster(pipe, tensor_format="BCHW", is_guidance_distilled=True))
+    try:
+        alone = recipe.run(pipe, **recipe.scale(1.0), **steps)
+        close(steered(pipe, recipe, "cfg(1.000001)", **steps)[0], alone, 1e-4)
+        cached, _ = steered(pipe, recipe, "cfg(4)", **steps)
+        assert (cached - plain).abs().max() > 1e-3
+        third, s = steered(pipe, recipe, "cfg(4) + tsg(1.000001)", **steps)
+        assert s.report.nfe == 18
+        close(third, cached, 1e-4)
+        late, _ = steered(pipe, recipe, "cfg(4) | interval(0.5, 1.0)", **steps)
+        assert (late - cached).abs().max() > 1e-3  # a null whose state begins in mid-run
+        assert torch.equal(steered(pipe, recipe, "cfg(4)", **steps)[0], cached)
+    finally:
+        pipe.transformer.disable_cache()
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # theirs
+def test_faster_cache_of_row_pairs_takes_those_rows_alone(tiny):
+    """It predicts the null rows of a pipeline's call from the conditional ones."""
+    pipe, recipe = tiny("cogvideox")
+    steps = {"num_inference_steps": 6}
+    pipe.transformer.enable_cache(faster(pipe, tensor_format="BFCHW"))
+    try:
+        own = recipe.run(pipe, **recipe.scale(4.0), **steps)
+        assert torch.equal(steered(pipe, recipe, "cfg(4)", **steps)[0], own)
+        with pytest.raises(ValueError, match=r"FasterCache.* 'tsg.*FirstBlockCache"):
+            steered(pipe, recipe, "cfg(4) + tsg(2)", **steps)
+        with pytest.raises(ValueError, match=r"FasterCache.* 'cond'.*fixed_rows=True"):
+            steered(pipe, recipe, "cfg(4) | interval(0, 0.5)", **steps)
+        steered(pipe, recipe, "cfg(4) | interval(0, 0.5)", {"fixed_rows": True}, **steps)
+    finally:
+        pipe.transformer.disable_cache()
+    pipe, recipe = tiny("wan")
+    pipe.transformer.enable_cache(faster(pipe))
+    try:
+        with pytest.raises(ValueError, match="is_guidance_distilled=True"):
+            steered(pipe, recipe, "cfg(4)", **steps)
+    finally:
+        pipe.transformer.disable_cache()
+
+
 def test_hooks_of_accelerate_and_their_removal_inside_a_call(tiny, restored):
     """Offloading wraps `forward` and takes the wrapper away at the end of each call."""
     hooks = pytest.importorskip("accelerate.hooks")

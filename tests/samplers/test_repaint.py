@@ -40,6 +40,22 @@ def test_nothing_known_keeps_the_law():
     assert_close(x.T.cov(), PAIR.parts.covariances[0].double(), atol=4 * (2 / 500) ** 0.5, rtol=0)
 
 
+def test_levels_that_are_walked_again_have_their_noise():
+    """On a point mass at 0 every visit starts at the level's own standard deviation."""
+    seen = []
+
+    class Watched(GaussianMixture):
+        def x0(self, x, level, label=None):
+            seen.append(x.std().item() / level.sigma)
+            return super().x0(x, level, label)
+
+    d = Watched([[0.0, 0.0]], 1e-12).denoiser(VP())
+    known = {"masks": {"known": [0, 0]}, "reference": KNOWN}
+    sampler = "repaint(times=2, jump=2)"
+    fl.sample(d, sampler=sampler, steps=5, n=1000, dtype=torch.float64, **known)
+    assert seen == pytest.approx([1.0] * 9, abs=0.08)
+
+
 @pytest.mark.parametrize("schedule", [VP(), fl.schedules.EDM(), fl.schedules.RectifiedFlow()])
 def test_the_known_part_is_met_on_every_schedule(schedule):
     x = draw("repaint(times=2, jump=3)", schedule=schedule).x

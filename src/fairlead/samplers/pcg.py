@@ -63,8 +63,12 @@ class PCG(Sampler):
         x = transfer(x, model(x, s, gain=0.0), s, t)
         if t.sigma == 0:
             return x
-        q = min(added_variance(s, t), self.max_step * t.sigma**2)
         for _ in range(self.langevin):
-            score = (t.alpha * model(x, t, gain=self.gain).denoise - x) / t.sigma**2
-            x = x + q / 2 * score + math.sqrt(q) * model.noise(x)
+            x = self.correct(model, x, s, t)
         return x
+
+    def correct(self, model: Model, x: Tensor, s: Level, t: Level) -> Tensor:
+        """One Langevin step at `t`, as long as the step from `s` asks for."""
+        q = min(added_variance(s, t), self.max_step * t.sigma**2)
+        score = (t.alpha * model(x, t, gain=self.gain).denoise - x) / t.sigma**2
+        return x + q / 2 * score + math.sqrt(q) * model.noise(x)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import fairlead as fl
+from fairlead.attention import Edit, attending, find_attention
 from fairlead.guidance.policies.merge import Merged, cells, match, pooled
 from fairlead.testing import tiny_denoiser
 
@@ -92,6 +93,39 @@ def test_changes_the_attention_and_costs_no_evaluation():
     assert not torch.allclose(averaged.x, merged.x, atol=1e-5)
 
 
+def test_by_distance():
+    # token 1 points as token 0 does, but is nearer to token 2
+    features = torch.tensor([[[1.0, 0.0], [9.0, 1.0], [8.0, 4.0]]]).double()
+    kept = torch.tensor([[True, False, True]])
+    pool = torch.ones_like(kept)
+    into = [match(features, pool, kept, 1, s).into.item() for s in ("cosine", "euclidean")]
+    assert into == [0, 1]
+
+    def run(guide):
+        return fl.sample(tiny_denoiser(dtype=torch.float64), LABEL, guide=guide, **OPTIONS).x
+
+    near = run("cfg(3) | merge(0.5, similarity='euclidean')")
+    assert not torch.allclose(near, run("cfg(3) | merge(0.5)"), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_tokens_are_compared_as_the_layer_is_given_them():
+    pytest.importorskip("diffusers")
+    from diffusers.models.attention_processor import Attention
+
+    network = torch.nn.ModuleDict({"own": Attention(query_dim=8, heads=2, dim_head=4)}).double()
+    x, seen = draws(3, 6, 8), []
+
+    def look(call):
+        seen.append(call.given)
+        return call.attend()
+
+    with attending([Edit(find_attention(network)["own"], 1, 3, look)], 3):
+        network["own"](x)
+    assert torch.equal(seen[0], x[1:])
+
+
 def test_all_branches_of_a_sample_draw_the_same_tokens(monkeypatch):
     seen = []
     plain = Merged.__call__
@@ -122,6 +156,8 @@ def test_finds_its_own_memory_behind_a_rule_with_one():
 def test_errors():
     with pytest.raises(ValueError, match=r"merge: ratio must be in \[0, 0\.75\], got 0\.8"):
         fl.TokenMerging(0.8)
+    with pytest.raises(ValueError, match=r"merge: similarity must be .*'euclidean'"):
+        fl.TokenMerging(0.5, similarity="euclid")
     with pytest.raises(ValueError, match=r"merge: no self attention layer matches 'middle'"):
         fl.sample(tiny_denoiser(), LABEL, guide="cfg(3) | merge(0.5, layers='middle')", steps=1)
     with pytest.raises(ValueError, match="changes the base branch for one summand only"):

@@ -142,6 +142,7 @@ class PipelineEvaluator(Evaluator):
         self.output: Any = None
         self._slots: dict[str, inputs.Arguments] = {}
         self._paths: list[str] | None = None
+        self._cached: caches.States = {}
 
     def begin(self, native: Native) -> None:
         """Takes the call of a new evaluation."""
@@ -395,7 +396,9 @@ class PipelineEvaluator(Evaluator):
         untouched = len(group) == 1 and joined is native.bound
         with ExitStack() as stack:
             if caches.enabled(native.network) and not (untouched and self.layout.kind == "rows"):
-                stack.enter_context(caches.context(native.network, self._context(group)))
+                name = self._context(group)
+                caches.require_apart(native.network, name)
+                stack.enter_context(caches.context(native.network, name, self._cached))
             stack.enter_context(perturbed(denoiser, spans, ctx, rows, ctx.maps))
             if untouched:
                 output = native.inner(*native.args, **native.kwargs)

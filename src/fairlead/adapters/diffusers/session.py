@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from fairlead.guidance.masks import fitted
 from fairlead.guidance.report import Entry, Report
 from fairlead.guidance.terms.cfg import CFG
 from fairlead.prediction import Prediction
+from fairlead.samplers.pcg import PCG
 from fairlead.schedules import EDM, Level
 
 
@@ -50,6 +51,7 @@ class Setting:
         seed: Seed of the guide's own draws.
         check: Whether a NaN or infinity raises.
         record: Whether norms are kept.
+        sampler: Corrects the scheduler's steps, or `None`.
     """
 
     pipe: Any
@@ -66,6 +68,7 @@ class Setting:
     seed: int = 0
     check: bool = True
     record: bool = True
+    sampler: PCG | None = None
 
 
 class Session:
@@ -84,7 +87,7 @@ class Session:
         self.guide = setting.guide
         self.layout = setting.layout
         self.report = report
-        self.raw = _is_affine(setting.guide)
+        self.raw = setting.sampler is None and _is_affine(setting.guide)
         self.levels: Levels | None = None
         self.model: GuidedModel | None = None
         self.evaluator: PipelineEvaluator | None = None
@@ -93,6 +96,7 @@ class Session:
         self.stored: Any = None
         self.ends: Prediction | None = None
         self.scale: Scale | None = None
+        self.correction: Tensor | None = None
         self.time: Any = None
         self.fast: Callable[[inputs.Inner, Any, Any], Any] | None = None
         self.pending: list[tuple[Any, int | None, Tensor | None, int]] = []
@@ -168,21 +172,52 @@ class Session:
         assert self.model is not None
         self.evaluator.begin(native)
         self.evaluator.output = None
-        scale = self.scale = self._scale()
+        before, scale = self.scale, self._scale()
+        self.scale = scale
         x = self._x(self.evaluator.arguments(COND), scale)
         if self.model.ctx is None:
             self.model.check()
+        gain = 1.0
+        if self.setting.sampler is not None:
+            gain = 0.0
+            if before is not None:
+                x = self._correct(self.setting.sampler, x, before.level, native)
         if self.raw:
             made = self._combine_raw(x, scale.level, native)
         else:
             self.model.begin(scale.level)
-            ends = self.ends = self.model(x, scale.level)
+            ends = self.ends = self.model(x, scale.level, gain=gain)
             assert self.levels is not None
             sign = self.setting.reading.sign
             made = self.levels.from_x0(ends.renoise, x, scale.level, sign)
             if self._rest is not None:
                 made = torch.cat([made, self._rest.to(made)], 1)
         return made if made.dtype == self._dtype else made.to(self._dtype)
+
+    def _correct(self, sampler: PCG, x: Tensor, before: Level, native: Native) -> Tensor:
+        """The sample after the Langevin steps that end the step from the level before.
+
+        They need the network at the new level, so they are made when it is next called; the
+        scheduler is told of them in its own next step.
+        """
+        assert self.model is not None
+        assert self.evaluator is not None
+        assert self.scale is not None
+        stale = [n for n in sorted(inputs.STEPWISE) if native.bound.get(n) is not None]
+        if stale:
+            raise ValueError(
+                f"steer: {sampler} moves the sample between two calls of the network, and another "
+                f"network made {stale[0]} from the sample before; leave out the sampler, or the "
+                "ControlNet"
+            )
+        given, start = native.bound, x
+        parts = inputs.count(given) // native.batch
+        for _ in range(sampler.langevin):
+            x = sampler.correct(self.model, x, before, self.scale.level)
+            bound = inputs.put(given, self._moved(torch.cat([x] * parts), given))
+            self.evaluator.begin(replace(native, args=(), kwargs=bound, bound=bound))
+        self.correction = (x - start) * self.scale.latents
+        return x
 
     def _start(self, native: Native) -> None:
         setting = self.setting

@@ -15,12 +15,14 @@ from fairlead.adapters.diffusers.layouts import SINGLE, Layout
 from fairlead.adapters.diffusers.patch import all_called, replaced_attribute
 from fairlead.adapters.diffusers.report import SteeringReport
 from fairlead.adapters.diffusers.session import Session, Setting
-from fairlead.adapters.diffusers.step import both_ends
+from fairlead.adapters.diffusers.step import both_ends, corrected, require_predictor
 from fairlead.guidance.algebra import Guide, Term
 from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose, nearest
+from fairlead.samplers.base import Sampler, get
+from fairlead.samplers.pcg import PCG
 
 NETWORKS = ("unet", "transformer", "transformer_2", "dit", "denoiser")
 """Usual names of the components that predict."""
@@ -30,6 +32,7 @@ def steer(
     pipe: Any,
     guide: Guide | str,
     *,
+    sampler: Sampler | str | None = None,
     prompts: Mapping[str, str | list[str]] | None = None,
     models: Mapping[str, nn.Module] | None = None,
     masks: Mapping[str, Any] | None = None,
@@ -53,6 +56,8 @@ def steer(
     Args:
         pipe: A pipeline.
         guide: A guide or its text.
+        sampler: ``pcg(...)`` makes every step of the pipeline's scheduler a conditional one, and
+            corrects it by Langevin steps under the guide; `None` leaves steps to the scheduler.
         prompts: Further prompts by the name of the state that the guide asks for, such as
             ``negative``: a text, or one for each prompt of the call.
         models: Further networks by name, called with the arguments of the pipeline's own.
@@ -88,6 +93,7 @@ def steer(
     parsed = parse(guide)
     parsed.require("continuous")
     _require_branches(parsed)
+    corrector = _corrector(sampler)
     choose("steer", "batching", batching, ("auto", "batched", "sequential"))
     given = Layout.parse(layout) if isinstance(layout, str) else layout
     return Steering(
@@ -104,7 +110,24 @@ def steer(
             "seed": seed,
             "check": check,
             "record": record,
+            "sampler": corrector,
         },
+    )
+
+
+def _corrector(sampler: Sampler | str | None) -> PCG | None:
+    """The sampler that corrects a scheduler's steps.
+
+    Raises:
+        ValueError: It is one that takes the steps itself.
+    """
+    made = None if sampler is None else get(sampler)
+    if made is None or isinstance(made, PCG):
+        return made
+    raise ValueError(
+        f"steer: sampler must be pcg(...), which corrects the steps of a scheduler, or None, got "
+        f"{made}; the other samplers are schedulers themselves: set pipe.scheduler, or use "
+        "fl.sample"
     )
 
 
@@ -188,6 +211,8 @@ class Steering:
         networks = {n: m for n, m in networks.items() if isinstance(m, nn.Module)}
         setting, arguments, inert = self._prepare(given, networks)
         report = Report(self.options["record"])
+        if setting.sampler is not None:
+            require_predictor(setting.sampler, self.pipe.scheduler)
         session = Session(setting, report)
         self._report = SteeringReport(
             str(self.guide), self._class.__name__, str(setting.layout), inert, session.read
@@ -197,7 +222,7 @@ class Steering:
             stack.enter_context(all_called(networks, session.handler))
             scheduler = self.pipe.scheduler
             if not session.raw:
-                step = both_ends(session, scheduler.step)
+                step = corrected(session, both_ends(session, scheduler.step))
                 stack.enter_context(replaced_attribute(scheduler, "step", step))
             result = self._call(self.pipe, **arguments)
         session.close()

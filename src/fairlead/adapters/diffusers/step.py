@@ -1,13 +1,24 @@
 """A scheduler's step under guides whose prediction has two ends."""
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from fairlead.adapters.diffusers import inputs
+from fairlead.samplers.pcg import PCG
 
 if TYPE_CHECKING:
     from fairlead.adapters.diffusers.session import Session
+
+PREDICTORS = (
+    "DDIMScheduler",
+    "CogVideoXDDIMScheduler",
+    "EulerDiscreteScheduler",
+    "EDMEulerScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+)
+"""Schedulers whose step is the one that predictor-corrector guidance starts from."""
 
 
 def both_ends(session: "Session", step: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,3 +50,33 @@ def both_ends(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
         return inputs.replaced(output, x + moved.reshape(x.shape).to(x.dtype))
 
     return stepped
+
+
+def corrected(session: "Session", step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step from the sample that a corrector moved, of which the pipeline does not know."""
+    signature = inspect.signature(step)
+
+    @wraps(step)
+    def stepped(*args: Any, **kwargs: Any) -> Any:
+        delta, session.correction = session.correction, None
+        if delta is None:
+            return step(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        x = bound.arguments["sample"]
+        bound.arguments["sample"] = (x + delta.reshape(x.shape)).to(x.dtype)
+        return step(*bound.args, **bound.kwargs)
+
+    return stepped
+
+
+def require_predictor(sampler: PCG, scheduler: Any) -> None:
+    """Refuses schedulers whose step is not the conditional step that a corrector follows.
+
+    Raises:
+        ValueError: Names the scheduler and those that serve.
+    """
+    if type(scheduler).__name__ not in PREDICTORS:
+        raise ValueError(
+            f"steer: {sampler} corrects steps of first order without noise or history, and the "
+            f"pipeline has a {type(scheduler).__name__}; take one of {', '.join(PREDICTORS)}"
+        )

@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import floor, inf
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fairlead.attention import Attended, AttentionLayer
-from fairlead.denoiser import Denoiser
+from fairlead.denoiser import Denoiser, working_dtype
 from fairlead.guidance.algebra import Context, Place, Policy, Predictions, Range, register
 from fairlead.guidance.branch import AttentionPerturbation, Branch
 from fairlead.guidance.context import Run
+from fairlead.parameters import choose
 
 BONUS = 1e5
 """What a token outside the pool gains over every similarity, so that it is merged first."""
@@ -78,21 +79,33 @@ def pooled(importance: Tensor, noise: Tensor, size: int, kept: int) -> tuple[Ten
     return pool, torch.zeros_like(pool).scatter(1, drawn, True)
 
 
-def match(features: Tensor, pool: Tensor, kept: Tensor, count: int) -> Matching:
+def match(
+    features: Tensor,
+    pool: Tensor,
+    kept: Tensor,
+    count: int,
+    similarity: Literal["cosine", "euclidean"] = "cosine",
+) -> Matching:
     """Merges the tokens that are most like a kept one, those outside the pool first.
 
     Args:
-        features: What similarity is the cosine of, `(M, N, d)`.
+        features: What is compared, `(M, N, d)`.
         pool: Mask of the important tokens, `(M, N)`.
         kept: Mask of the tokens that are merged into, as many in every row.
         count: Number of tokens to merge.
+        similarity: The cosine, or the negative distance.
     """
     number = int(kept[0].sum())
     order = kept.int().argsort(dim=1, stable=True)
     others, targets = order[:, : order.shape[1] - number], order[:, order.shape[1] - number :]
-    unit = F.normalize(features, dim=-1)
-    rows = torch.arange(len(unit), device=unit.device)[:, None]
-    best, nearest = (unit[rows, others] @ unit[rows, targets].transpose(1, 2)).max(-1)
+    rows = torch.arange(len(features), device=features.device)[:, None]
+    if similarity == "cosine":
+        unit = F.normalize(features, dim=-1)
+        alike = unit[rows, others] @ unit[rows, targets].transpose(1, 2)
+    else:
+        wide = features.to(working_dtype(features))
+        alike = -torch.cdist(wide[rows, others], wide[rows, targets])
+    best, nearest = alike.max(-1)
     best = best + BONUS * ~pool.gather(1, others)
     ranked = best.argsort(dim=1, descending=True, stable=True)
     merged, alone = ranked[:, :count], ranked[:, count:]
@@ -119,6 +132,7 @@ class Merged(AttentionPerturbation):
     pool: float
     mean: bool
     place: Place
+    similarity: Literal["cosine", "euclidean"] = "cosine"
 
     def layers(self, denoiser: Denoiser) -> list[AttentionLayer]:
         return denoiser.match_attention("merge", self.patterns, ("self",))
@@ -147,8 +161,9 @@ class Merged(AttentionPerturbation):
             seen = seen.repeat_interleave(len(call.q) // len(seen), 0)
             size = max(number, min(n, floor((n - count) * self.pool)))
             pool, kept = pooled(seen, noise, size, number)
-        features = call.k.transpose(1, 2).flatten(2)
-        found = match(features, pool, kept, count)
+        keys = call.k.transpose(1, 2).flatten(2)
+        features = keys if call.given is None else call.given
+        found = match(features, pool, kept, count, self.similarity)
         q, k, v = (found.merge(t, mean=self.mean) for t in (call.q, call.k, call.v))
         return found.unmerge(call.attend(q, k, v))
 
@@ -161,26 +176,28 @@ class TokenMerging(Policy):
     Of ``N`` tokens of a layer, ``r = floor(ratio N)`` are merged. Importance is the response of
     the last step, ``I = mean_channels |y_c - y_u|``, averaged over the area of each token. A
     quarter of the tokens is drawn at random from the ``floor((N - r) pool)`` most important ones.
-    Every other token may be merged into the drawn one whose key is most like its own (cosine),
-    those outside the pool first, then the most alike. Merged tokens share the mean of their
-    queries, keys and values, and get a copy of its output. In the first step, which has no
-    response yet, one token of each 2x2 cell is drawn.
+    Every other token may be merged into the drawn one that is most like it, those outside the
+    pool first, then the most alike. Merged tokens share the mean of their queries, keys and
+    values, and get a copy of its output. In the first step, which has no response yet, one token
+    of each 2x2 cell is drawn.
 
     All branches of a sample draw the same tokens; where no null branch was evaluated the last
     response counts. Queries, keys and values are merged, which is the same as merging what a
-    layer is given where its projections are linear; similarity is that of keys, where the authors
-    compare the layer's input.
+    layer is given where its projections are linear. Tokens are compared as the layer is given
+    them, or by their keys where it is called with queries, keys and values alone.
 
     * Cost: NFE as before; attention costs ``(1 - ratio)^2`` and the matching ``N^2 / 4``.
     * Neutral: ``ratio = 0``.
     * Defaults by family: Stable Diffusion 2 ``ratio = 0.7``, the layers of the finest grid,
-      ``prune = 2``; PixArt ``ratio = 0.5``, ``pool = 1``, ``prune = 4``.
+      ``prune = 2``; PixArt ``ratio = 0.5``, ``pool = 1``, ``prune = 4``,
+      ``similarity = "euclidean"``.
 
     Args:
         ratio: Share of the tokens that is merged, in [0, 0.75].
         pool: Size of the pool in units of the tokens that are left, 1 or more.
         prune: First steps in which merged tokens are left out instead of averaged in.
         layers: Self-attention layers by name, as for ``pag``.
+        similarity: ``cosine``, or ``euclidean``: the negative distance.
 
     Raises:
         ValueError: A parameter is out of range; a pattern names no layer (lists them); it stands
@@ -199,6 +216,11 @@ class TokenMerging(Policy):
     pool: Annotated[float, Range(1, inf, closed="left")] = 1.4
     prune: Annotated[int, Range(0, inf, closed="left")] = 2
     layers: str | tuple[str, ...] = "**"
+    similarity: Literal["cosine", "euclidean"] = "cosine"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("merge", "similarity", self.similarity, ("cosine", "euclidean"))
 
     def check(self, denoiser: Denoiser, run: Run) -> None:
         denoiser.match_attention("merge", self.layers, ("self",))
@@ -206,7 +228,8 @@ class TokenMerging(Policy):
     def branch(self, branch: Branch, ctx: Context) -> Branch:
         if not self.ratio:
             return branch
-        within = Merged(self.layers, self.ratio, self.pool, ctx.run.step >= self.prune, ctx.place)
+        mean = ctx.run.step >= self.prune
+        within = Merged(self.layers, self.ratio, self.pool, mean, ctx.place, self.similarity)
         return replace(branch, perturbations=(*branch.perturbations, within))
 
     def observe(self, predictions: Predictions, ctx: Context) -> None:
