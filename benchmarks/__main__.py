@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import framework, network, policies, rules, steer
+from benchmarks import framework, generate, network, policies, rules, steer
 
 
 def main() -> None:
@@ -26,6 +26,7 @@ def main() -> None:
         share = f"{100 * row.median:.2f} %" + (" TOO MUCH" if row.median > rules.LIMIT else "")
         rows[f"(d) {text} / raw network on 8 rows ({share})"] = row
     rows |= {f"(e) cfg(3) under {k}": v for k, v in policies.rows().items()}
+    rows |= {f"(h) {k}": v for k, v in generate.rows().items()}
     rows |= {f"(g) {k} / guider": v for k, v in steer.on_gpu().items()}
     if options.json:
         print(json.dumps({k: asdict(v) for k, v in rows.items()}, indent=1))

@@ -1,0 +1,78 @@
+"""(h) Time of guided greedy decoding, on a language model of 21 M random parameters.
+
+`python -m benchmarks.generate`: against the `guidance_scale` of transformers, against unguided
+decoding of twice the batch, and what a grammar adds.
+"""
+
+import os
+from collections.abc import Callable
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+from benchmarks.timing import Ratio, ratio
+from fairlead.autoregressive import Grammar, generate
+
+WORDS, PROMPT, NEW = 4000, 16, 24
+LETTERS = {i: chr(97 + i % 26) + chr(97 + i // 26 % 26) + chr(97 + i // 676) for i in range(WORDS)}
+
+
+def language() -> LlamaForCausalLM:
+    """A decoder of 21 M random parameters, in evaluation mode."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=384,
+        intermediate_size=1152,
+        num_hidden_layers=9,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def timed(ours: Callable[[], object], theirs: Callable[[], object]) -> Ratio:
+    return ratio(ours, theirs, repeats=7, number=1, warmup=1)
+
+
+def rows(batches: tuple[int, ...] = (1, 8)) -> dict[str, Ratio]:
+    """Times of whole generations of 24 tokens; prompts of equal length, as transformers asks."""
+    logging.set_verbosity_error()
+    model, out = language(), {}
+    options = {"max_new_tokens": NEW, "do_sample": False}
+    grammar = Grammar("([a-z]{3})*", LETTERS, eos=0)  # compiled once, as for many texts
+    start = dict(grammar.states)
+    for batch in batches:
+        ids = torch.randint(2, WORDS, (2 * batch, PROMPT))
+        once, twice, null = ids[:batch], ids, ids[:batch, -1:]
+
+        def guided(once: torch.Tensor = once) -> object:
+            return generate(model, None, once, guide="cfg(1.5)", max_new_tokens=NEW)
+
+        def scaled(once: torch.Tensor = once, null: torch.Tensor = null) -> object:
+            return model.generate(once, guidance_scale=1.5, negative_prompt_ids=null, **options)
+
+        def plain(twice: torch.Tensor = twice) -> object:
+            return model.generate(twice, attention_mask=torch.ones_like(twice), **options)
+
+        def constrained(once: torch.Tensor = once) -> object:
+            grammar.begin, grammar.states = None, dict(start)
+            return generate(
+                model, None, once, guide="cfg(1.5)", grammar=grammar, max_new_tokens=NEW
+            )
+
+        out[f"guided, batch {batch} / guidance_scale"] = timed(guided, scaled)
+        out[f"guided, batch {batch} / unguided, batch {2 * batch}"] = timed(guided, plain)
+        out[f"guided under a grammar, batch {batch} / without"] = timed(constrained, guided)
+    return out
+
+
+if __name__ == "__main__":
+    print("load", os.getloadavg(), "threads", torch.get_num_threads())
+    for name, row in rows().items():
+        print(f"{name:45s} {row}")
+    print("load", os.getloadavg())
