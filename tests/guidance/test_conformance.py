@@ -86,6 +86,10 @@ ALLOWED = {
     fl.BranchThreshold(0.8, floor=0.2, ceiling=2.0): EXPECTED["branch_threshold"],
     "nested(['label', 'style'], [1.5, 3])": {"nfe": "two differences, and it declares one"},
     fl.CADS(s=0.5, psi=0.5, apply_to="both"): {"strength_zero": EXPECTED["cads"]["strength_zero"]},
+    fl.CFG((2.0, 1.0, 0.5)): dict.fromkeys(
+        ("low_precision", "batches", "memory_once_a_step", "compile", "tokens"),
+        "it has weights for three samples, the check batches of one or two",
+    ),
     fl.CFG(0.0): {"nfe": "one evaluation, of null, instead of two", "branch_sharing": "no cond"},
 }
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fairlead.guidance.combine import combine
+from fairlead.guidance.context import Run
 from fairlead.guidance.guided import branches
 from fairlead.guidance.spec import guide as parse
 from fairlead.testing.checks import check
@@ -40,7 +41,13 @@ def tokens(subject: Subject) -> None:
     sums = out.exp().sum(-1)
     torch.testing.assert_close(sums, torch.ones_like(sums))
     single = [
-        combine(subject.guide, predictions(subject, 1, i), domain="logprob") for i in range(3)
+        combine(
+            subject.guide,
+            predictions(subject, 1, i),
+            domain="logprob",
+            run=Run(0, [i], check=False, record=False),  # a draw belongs to its sample
+        )
+        for i in range(3)
     ]
     torch.testing.assert_close(out, torch.cat(single))
     shifted = {name: value + i for i, (name, value) in enumerate(given.items())}
