@@ -31,8 +31,9 @@ def rows() -> dict[str, Ratio]:
     guides = {"cfg(3)": fl.guide("cfg(3)")}
     for cls in REGISTRY.values():
         if issubclass(cls, Rule) and "continuous" in cls.domains:
-            guide = Subject.of(cls).guide
-            guides[str(guide)] = guide
+            subject = Subject.of(cls)
+            if not subject.method.captures:  # this network has no text whose maps they read
+                guides[str(subject.guide)] = subject.guide
     denoiser = fl.Denoiser(
         network,
         fl.schedules.EDM(),
