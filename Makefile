@@ -10,7 +10,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 .PHONY: demo test lint slow bench docs claims clean
 
 demo: $(VENV)/.runtime
-	@echo "demo: samples CIFAR-10 images from the shipped model under four guides and compares them; about two minutes on 2 cores"
+	@echo "demo: samples CIFAR-10 images from the shipped model under four guides and compares them; two to four minutes on 2 cores"
 	$(BIN)/fairlead compare --model cifar10 \
 		--guide none --guide "cfg(2)" --guide "cfg(4)" --guide "cfg(4) | apg(r=2.5, beta=-0.5)" \
 		-n 160 --steps 32 --sampler dpmpp_2m_sde --out demo
