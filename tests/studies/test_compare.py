@@ -12,7 +12,6 @@ from PIL import Image
 import fairlead as fl
 from fairlead.metrics import Estimate
 from fairlead.models import zoo
-from fairlead.models.unet import UNet
 from fairlead.studies.compare import compare
 from fairlead.studies.comparison import Row, front
 from fairlead.studies.files import Samples, fingerprint, require_writable, to_json
@@ -21,26 +20,6 @@ from fairlead.studies.tables import command
 
 GUIDES = ["none", "cfg(2) | apg(eta=0.5)"]
 SETTINGS = {"n": 12, "steps": 2, "sampler": "euler", "chunk": 5}
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    """A digits network that nobody trained: the numbers are bad, the paths are the same."""
-    torch.manual_seed(0)
-    network = UNet(size=8, channels=1, classes=10, patch=1, widths=(16, 16), attention=(1,))
-    about = {
-        "name": "untrained",
-        "network": "unet",
-        "schedule": {"name": "EDM", "sigma_min": 0.002, "sigma_max": 80.0},
-        "prediction": "edm",
-        "sigma_data": 0.5,
-        "shape": [1, 8, 8],
-        "classes": list("0123456789"),
-        "null": {"label": 10},
-        "states": ["cond", "null"],
-        "data": "digits",
-    }
-    return str(zoo.save(network, about, tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="session")

@@ -3,38 +3,15 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 import fairlead as fl
 from fairlead.cli import app
 from fairlead.guidance.algebra import REGISTRY, Policy, Rule
-from fairlead.models import zoo
-from fairlead.models.unet import UNet
 from fairlead.studies.presets import PRESETS, SETTINGS, lines, run
 
 SMALL = {"n": 6, "steps": 2, "sampler": "euler", "scales": [2.0, 3.0]}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A digits network that nobody trained, without a weak companion."""
-    torch.manual_seed(0)
-    network = UNet(size=8, channels=1, classes=10, patch=1, widths=(16, 16), attention=(1,))
-    about = {
-        "name": "untrained",
-        "network": "unet",
-        "schedule": {"name": "EDM", "sigma_min": 0.002, "sigma_max": 80.0},
-        "prediction": "edm",
-        "sigma_data": 0.5,
-        "shape": [1, 8, 8],
-        "classes": list("0123456789"),
-        "null": {"label": 10},
-        "states": ["cond", "null"],
-        "data": "digits",
-    }
-    return str(zoo.save(network, about, tmp_path_factory.mktemp("model")))
 
 
 @pytest.mark.parametrize(("preset", "kind"), [("rules", Rule), ("policies", Policy)])
