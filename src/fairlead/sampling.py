@@ -231,7 +231,8 @@ def sample(
         )
     else:
         evaluator = Evaluator(denoiser, conditions, models, batching=batching, **options)
-    model = GuidedModel(guide, evaluator, run, rewards)
+    run.rewards |= rewards or {}
+    model = GuidedModel(guide, evaluator, run)
     model.check()
     rule.check(model)
     if x is None:

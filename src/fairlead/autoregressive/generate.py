@@ -106,8 +106,7 @@ def generate(
     decoder_only = not model.config.is_encoder_decoder
     states_ = padded(rows, pad, left=decoder_only)
     cond = states_["cond"]
-    run = Run(seed or 0, steps=max_new_tokens, check=False, record=record)
-    run.rewards = dict(rewards or {})
+    run = Run(seed or 0, steps=max_new_tokens, check=False, record=record, rewards=rewards)
     for node in guide.nodes():
         if isinstance(node, Fudge):  # named before the first token
             run.reward(node.name, node.classifier)

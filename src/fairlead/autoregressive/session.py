@@ -154,14 +154,13 @@ class Session:
         if cache is None or self.caches.get(name) is cache:
             return
         self.caches[name] = cache
-        reorder = type(cache).reorder_cache
 
         def everywhere(index: Tensor) -> None:
             for held_name, held in self.caches.items():
                 rows = len(index)
                 shift = torch.arange(len(self.active[held_name]), device=index.device) * rows
-                reorder_of = reorder if held is cache else type(held).reorder_cache
-                reorder_of(held, (index[None] + shift[:, None]).flatten())
+                # the class's own: the instance's is this function
+                type(held).reorder_cache(held, (index[None] + shift[:, None]).flatten())
 
         if name == "":
             cache.reorder_cache = everywhere

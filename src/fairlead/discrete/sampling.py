@@ -202,7 +202,8 @@ def prepare(
     evaluator = Evaluator(
         denoiser.within(chosen), conditions, within, batching=batching, max_batch=max_batch
     )
-    model = GuidedModel(guide, evaluator, run, rewards)
+    run.rewards |= rewards or {}
+    model = GuidedModel(guide, evaluator, run)
     model.check()
     rule.check(model)
     return model

@@ -49,6 +49,7 @@ class Run:
         masks: Masks by name, for guides that act on a region.
         reference: Clean samples that a guide may refer to, such as the source of an edit,
             `(B, ...)`.
+        rewards: Functions that guides and samplers score samples with, by name.
         streaming: Whether the samples of a batch are at different steps, so that guides may not
             ask at which.
     """
@@ -65,6 +66,7 @@ class Run:
         energies: Mapping[str, Any] | None = None,
         masks: Mapping[str, Tensor] | None = None,
         reference: Tensor | None = None,
+        rewards: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
         streaming: bool = False,
     ) -> None:
         self.seed = seed
@@ -75,7 +77,7 @@ class Run:
         self.check = check
         self.levels = tuple(levels)
         self.energies = dict(energies or {})
-        self.rewards: dict[str, Callable[[Tensor], Tensor]] = {}
+        self.rewards = dict(rewards or {})
         self.masks = dict(masks or {})
         self.reference = reference
         self.streaming = streaming
@@ -344,7 +346,6 @@ class Context:
         plan: What this evaluation wants.
         weight: Inside a rule, the total absolute weight of the terms below it; 1 where that
             is 0, so that dividing is safe.
-        log_density: Log density of `x` under a branch, `(B,)`; `None` in `fl.combine`.
         place: Where the node that is being asked stands.
         tokens: What was generated so far, `(B, n)`, where tokens follow one another.
         batch: Number of samples.
@@ -388,7 +389,6 @@ class Context:
         self.maps: Maps = {}
         self.given: Callable[[str], Condition] | None = None
         self.weight: Weight = 1.0
-        self.log_density: Callable[[Branch], Tensor] | None = None
         self.place: Place = ()
         self.done: Predictions | None = None
         self.renoising = False

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -30,16 +30,9 @@ class GuidedModel:
         guide: The guide.
         evaluator: Predicts the branches.
         run: Memory of this run.
-        rewards: Functions that samplers score samples with, by name.
     """
 
-    def __init__(
-        self,
-        guide: Guide,
-        evaluator: Evaluator,
-        run: Run,
-        rewards: Mapping[str, Reward] | None = None,
-    ) -> None:
+    def __init__(self, guide: Guide, evaluator: Evaluator, run: Run) -> None:
         self.guide = guide
         self.evaluator = evaluator
         self.run = run
@@ -50,7 +43,6 @@ class GuidedModel:
         self.ctx: Context | None = None
         self.wanted: dict[Branch, Rows] | None = None
         self.moving = any(getattr(node, "moves", False) for node in guide.nodes())
-        self.rewards = dict(rewards or {})
         self._drawn = 0
         self._visit = self._visits = 0
 
@@ -103,12 +95,13 @@ class GuidedModel:
         return numbers
 
     def reward(self, name: str) -> Reward:
-        if name not in self.rewards:
+        rewards = self.run.rewards
+        if name not in rewards:
             raise ValueError(
                 f"the sampler asks for the reward {name!r}: pass "
-                f"fl.sample(rewards={{{name!r}: function}}); {nearest(name, self.rewards)}"
+                f"fl.sample(rewards={{{name!r}: function}}); {nearest(name, rewards)}"
             )
-        return self.rewards[name]
+        return rewards[name]
 
     @property
     def parts(self) -> list[tuple[Weight, Tensor]]:
@@ -119,7 +112,8 @@ class GuidedModel:
         return [(c, values[b]) for b, c in _affine(ctx.plan).items() if b in values]
 
     def log_density(self, x: Tensor, level: Level) -> Tensor:
-        ctx = Context(x, level, self.run, self.evaluator.denoiser, start=self.start)
+        ctx = self._context(x, level)
+        ctx.move(x, level, self.start or level)
         ctx.plan = Plan(self.guide.base(ctx))
         self.guide.plan(ctx, (), 1.0, ())
         if not ctx.plan.affine:
@@ -221,11 +215,14 @@ class GuidedModel:
         """The context of an evaluation."""
         ctx = self.ctx
         if ctx is None or ctx.batch != x.shape[0]:
-            ctx = self.ctx = Context(x, level, self.run, self.evaluator.denoiser)
-            ctx.log_density = partial(self.evaluator.log_density, ctx=ctx)
-            ctx.conditions = self.evaluator.conditions
+            ctx = self.ctx = self._context(x, level)
             self.wanted = None
         ctx.move(x, level, self.start or level)
+        return ctx
+
+    def _context(self, x: Tensor, level: Level) -> Context:
+        ctx = Context(x, level, self.run, self.evaluator.denoiser)
+        ctx.conditions = self.evaluator.conditions
         return ctx
 
     def _plan(self, ctx: Context, gain: float) -> dict[Branch, Rows]:

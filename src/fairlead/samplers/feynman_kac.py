@@ -10,7 +10,7 @@ from torch import Tensor
 from fairlead.guidance.context import Weight
 from fairlead.parameters import Range
 from fairlead.samplers.base import Model, Sampler, register
-from fairlead.samplers.particles import resampled
+from fairlead.samplers.particles import resampled, square
 from fairlead.schedules import Level
 
 
@@ -89,12 +89,8 @@ def _scores(model: Model, y: Tensor, u: float) -> tuple[Tensor, Tensor]:
     for weight, x0 in model.parts:
         score = (x0 - y) / u
         total = total + weight * score
-        squares = squares + _per_sample(weight) * _square(score)
-    return total, _square(total) - squares
-
-
-def _square(x: Tensor) -> Tensor:
-    return (x.double() ** 2).flatten(1).sum(1)
+        squares = squares + _per_sample(weight) * square(score)
+    return total, square(total) - squares
 
 
 def _per_sample(weight: Weight) -> Weight:

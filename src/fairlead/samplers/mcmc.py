@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fairlead.parameters import Range, choose
 from fairlead.samplers.base import Model, added_variance, register
+from fairlead.samplers.particles import square
 from fairlead.samplers.wrapper import Wrapper
 from fairlead.schedules import Level
 
@@ -106,7 +107,7 @@ class MCMC(Wrapper):
         for _ in range(self.steps):
             moved = x + h * score + math.sqrt(2 * h) * target.model.noise(x)
             there, log_there = target.score(moved), target.log_density(moved)
-            back, forth = _square(x - moved - h * there), _square(moved - x - h * score)
+            back, forth = square(x - moved - h * there), square(moved - x - h * score)
             accept = target.accept(log_there - log_p + (forth - back) / (4 * h), x)
             x, score = moved.where(accept, x), there.where(accept, score)
             log_p = log_there.where(accept.flatten(), log_p)
@@ -130,7 +131,7 @@ class MCMC(Wrapper):
                 x, momentum, score = moved, speed, there
                 continue
             log_there = target.log_density(moved)
-            kinetic = (_square(momentum) - _square(speed)) / (2 * mass**2)
+            kinetic = (square(momentum) - square(speed)) / (2 * mass**2)
             accept = target.accept(log_there - log_p + kinetic, x)
             x, score = moved.where(accept, x), there.where(accept, score)
             momentum = speed.where(accept, -momentum)
@@ -158,7 +159,3 @@ class _Target:
         rate = self.model.carried.get("accepted", torch.zeros_like(log_ratio))
         self.model.carried["accepted"] = rate + accepted
         return accepted.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def _square(x: Tensor) -> Tensor:
-    return (x.double() ** 2).flatten(1).sum(1)

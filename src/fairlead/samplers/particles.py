@@ -32,6 +32,11 @@ def multinomial(weights: Tensor, u: Tensor) -> Tensor:
     return _invert(weights, u)
 
 
+def square(x: Tensor) -> Tensor:
+    """Sum of squares of each sample, `(B, ...)` to `(B,)` in float64."""
+    return (x.double() ** 2).flatten(1).sum(1)
+
+
 def _invert(weights: Tensor, u: Tensor) -> Tensor:
     cdf = weights.cumsum(0)
     return torch.searchsorted(cdf / cdf[-1], u, right=True).clamp(max=len(weights) - 1)
