@@ -89,7 +89,7 @@ def test_two_classifiers_of_the_same_images_lie_beside_each_other(tmp_path, monk
     small = {"size": 4, "channels": 1, "patch": 1, "widths": (8, 8)}
     for name in ("cifar10-classifier", "cifar10-judge"):
         monkeypatch.setitem(CONFIGS, name, small)
-        monkeypatch.setitem(OPTIONS, name, {**OPTIONS[name], "batch": 16, "max_steps": 2})
+        monkeypatch.setitem(OPTIONS, name, {**OPTIONS[name], "batch": 16, "max_steps": 2, "pad": 1})
         run_classifier(name, tmp_path)
     first, second = zoo.classifier("cifar10"), zoo.classifier("cifar10-judge")
     assert not torch.equal(first.outputs.weight, second.outputs.weight)  # another seed
