@@ -154,7 +154,6 @@ def test_a_claim_depends_on_the_files_that_it_imports_and_on_no_others():
     for claim, used in {
         "cfg": {"cfg", "_exact", "_images", "_verdict"},
         "bands": {"bands", "frequency", "_pixels", "_verdict"},
-        "grammar": {"grammar", "_verdict"},
     }.items():
         path = _harness.FOLDER / f"{claim}.py"
         assert {p.stem for p in _harness._sources(path)} == used
