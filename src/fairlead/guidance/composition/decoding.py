@@ -1,4 +1,4 @@
-"""Recipes for models that write token by token, under the papers' scales; predictions are logits."""
+"""Recipes for models that write token by token, under their papers' scales."""
 
 from collections.abc import Sequence
 
