@@ -47,6 +47,7 @@ from fairlead.sampling import Interrupted, Result, Step, sample
 from fairlead.stages import Stage, sample_stages
 from fairlead.stream import SimilarityFilter, Stream
 from fairlead.text import TextError
+from fairlead.views import ViewsDenoiser
 
 __version__ = "0.1.0"
 
@@ -73,6 +74,7 @@ __all__ = [
     "Stream",
     "Term",
     "TextError",
+    "ViewsDenoiser",
     "adapters",
     "as_guider",
     "combine",
