@@ -212,7 +212,7 @@ class Steering:
         setting, arguments, inert = self._prepare(given, networks)
         report = Report(self.options["record"])
         if setting.sampler is not None:
-            require_predictor(setting.sampler, self.pipe.scheduler)
+            require_predictor(setting.sampler, self.pipe.scheduler, arguments)
         session = Session(setting, report)
         self._report = SteeringReport(
             str(self.guide), self._class.__name__, str(setting.layout), inert, session.read
