@@ -97,7 +97,8 @@ def test_frames_are_compared_with_the_next():
 
 
 def test_a_box_that_moves_keeps_its_size():
-    sizes = {int(mask((x, 0.0, x + 0.3, 1.0), 1, 10).sum()) for x in torch.linspace(0, 0.7, 29).tolist()}
+    lefts = torch.linspace(0, 0.7, 29).tolist()
+    sizes = {int(mask((x, 0.0, x + 0.3, 1.0), 1, 10).sum()) for x in lefts}
     assert sizes == {3}
 
 
