@@ -125,9 +125,7 @@ def test_attention_of_a_random_layer_is_moved_into_boxes():
     def centres(x):
         s = layer(x)["layer"][..., 1].mean(2)
         cells = torch.arange(8.0, **F64)
-        return torch.stack(
-            [(s.sum(d) * cells).sum(-1) / s.sum((-1, -2)) for d in (-1, -2)], -1
-        )[0]
+        return torch.stack([(s.sum(d) * cells).sum(-1) / s.sum((-1, -2)) for d in (-1, -2)], -1)[0]
 
     corners = [(1, 1), (2, 3), (4, 4)]  # rows and columns; the centres are one further
     boxes = [(c / 8, r / 8, (c + 3) / 8, (r + 3) / 8) for r, c in corners]
