@@ -74,7 +74,7 @@ def test_what_is_missing_is_named():
     p = torch.full((1, 4), 0.25).log()
     with pytest.raises(ValueError, match="tokens so far are not known"):
         fl.combine(fl.CFG(1.0) | fl.Fudge(1.0), {"cond": p}, domain="logprob")
-    with pytest.raises(ValueError, match="no 'judge': pass rewards="):
+    with pytest.raises(ValueError, match="no reward 'judge': pass rewards="):
         fl.combine(
             fl.CFG(1.0) | fl.Fudge(1.0, classifier="judge"),
             {"cond": p},
@@ -107,5 +107,5 @@ def test_generation_hands_over_what_it_generated():
     )
     assert bool((out.sequences[:, 3:] % 2 == 0).all())
     assert lengths == [1, 2, 3, 4, 5]
-    with pytest.raises(ValueError, match="no 'classifier': pass rewards="):
+    with pytest.raises(ValueError, match="no reward 'classifier': pass rewards="):
         fl.generate(model, None, [[1]], guide=guide)

@@ -54,6 +54,10 @@ class Fudge(Rule):
     top_k: Annotated[int, Range(0, math.inf, closed="left")] = 100
     classifier: str = "classifier"
 
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        return (self.classifier,)
+
     def apply(self, update: Tensor, predictions: Predictions, ctx: Context) -> Tensor:
         base = predictions.base
         guided = base + update
