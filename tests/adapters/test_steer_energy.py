@@ -81,8 +81,8 @@ def direct(pipe, recipe, guide, seed=3, sampler="ddim", steps=3, like=None, **op
         nulls = {"text": null[0], "pooled": none[0]}
 
         def call(x, t, text, pooled):
-            made = network(x, encoder_hidden_states=text, timestep=1000 * t, pooled_projections=pooled)
-            return made[0]
+            given = {"encoder_hidden_states": text, "pooled_projections": pooled}
+            return network(x, timestep=1000 * t, **given)[0]
 
     else:
         length = given.get("max_sequence_length", 512)
@@ -108,12 +108,19 @@ def direct(pipe, recipe, guide, seed=3, sampler="ddim", steps=3, like=None, **op
 
     kind = "flow_prediction" if at.kind == "flow" else at.prediction
     denoiser = fl.Denoiser(call, at.schedule, kind, null=nulls)
-    noise = torch.randn(START.get(recipe.name, like.shape), generator=torch.Generator().manual_seed(0))
+    shape, generator = START.get(recipe.name, like.shape), torch.Generator().manual_seed(0)
+    noise = torch.randn(shape, generator=generator)
     if recipe.name == "flux":
         noise = pipe._pack_latents(noise, *noise.shape)
     with torch.no_grad():
         out = fl.sample(
-            denoiser, conditions, guide=guide, sampler=sampler, levels=levels, x=noise, seed=seed,
+            denoiser,
+            conditions,
+            guide=guide,
+            sampler=sampler,
+            levels=levels,
+            x=noise,
+            seed=seed,
             **options,
         )
     return out
@@ -247,7 +254,7 @@ def test_what_cannot_work_is_refused_at_once(tiny, guide, options, says):
 @pytest.mark.parametrize("name", ["ltx", "cogvideox", "stable_audio", "audioldm2"])
 def test_decoders_that_are_not_known_are_refused(tiny, name):
     pipe, _ = tiny(name)
-    with pytest.raises(ValueError, match="decode='vae' is not known for .*give a function"):
+    with pytest.raises(ValueError, match=r"decode='vae' is not known for .*give a function"):
         fl.steer(pipe, fl.MPGD(target), decode="vae")
 
 
@@ -316,6 +323,6 @@ def test_pndm_makes_its_first_step_twice(tiny):
         assert target(ours) < target(steered(pipe, recipe, "cfg(1)")[0])
         pipe.scheduler.register_to_config(skip_prk_steps=False)
         with pytest.raises(ValueError, match="PNDMScheduler evaluates 4 times"):
-            require_order(fl.guide('cfgpp(0.6)'), pipe.scheduler)
+            require_order(fl.guide("cfgpp(0.6)"), pipe.scheduler)
     finally:
         pipe.scheduler = old

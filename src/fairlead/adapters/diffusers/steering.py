@@ -23,9 +23,9 @@ from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose, nearest
-from fairlead.sampling import require_differentiable
 from fairlead.samplers.base import Sampler, get
 from fairlead.samplers.pcg import PCG
+from fairlead.sampling import require_differentiable
 
 NETWORKS = ("unet", "transformer", "transformer_2", "dit", "denoiser")
 """Usual names of the components that predict."""
