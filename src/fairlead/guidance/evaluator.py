@@ -1,7 +1,8 @@
 """From branches to as few network calls as possible."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from fairlead.denoiser import Denoiser, working_dtype
 from fairlead.guidance.branch import Branch, Maps, Predictions
 from fairlead.guidance.context import Context, Run
 from fairlead.guidance.hooks import Span, perturbed
+from fairlead.guidance.replacing import shared
 from fairlead.parameters import nearest
 from fairlead.schedules import Level
 
@@ -174,7 +176,8 @@ class Evaluator:
             outputs = [model.predict(x, level, condition) for model, condition in calls]
             return dict(zip(branches, outputs, strict=True))
         model, condition = calls[0]
-        output = model.predict(torch.cat([x] * len(branches)), level, condition)
+        with _trunk(model, len(branches), ctx):
+            output = model.predict(torch.cat([x] * len(branches)), level, condition)
         return dict(zip(branches, output.chunk(len(branches)), strict=True))
 
     def model(self, name: str) -> Denoiser:
@@ -351,7 +354,9 @@ class Evaluator:
         limit = self.max_batch or start
         if start <= limit and not spans:
             ctx.run.report.calls += 1
-            output = predict(x, _rows_of(ctx.level, requests, 0, start), condition)
+            same = all(r.x is ctx.x for r in requests)
+            with _trunk(denoiser, len(requests) if same else 1, ctx):
+                output = predict(x, _rows_of(ctx.level, requests, 0, start), condition)
             return [output] if len(requests) == 1 else list(torch.split(output, sizes))
         parts = []
         for first in range(0, start, limit):
@@ -380,6 +385,17 @@ class Evaluator:
         if fixed:
             self._stacked[key] = stacked
         return stacked
+
+
+@contextmanager
+def _trunk(denoiser: Denoiser, copies: int, ctx: Context) -> Iterator[None]:
+    """Inside, what does not depend on the condition runs once for several branches at `ctx.x`."""
+    if copies == 1 or not denoiser.trunk:
+        yield
+        return
+    ctx.run.report.shared += copies - 1
+    with shared(denoiser.trunk, copies * ctx.batch, copies):
+        yield
 
 
 def _alike(denoiser: Denoiser, requests: list[_Request]) -> list[list[_Request]]:
