@@ -223,6 +223,6 @@ def find(owner: str, name: str, energies: Mapping[str, Any]) -> Energy:
     if isinstance(name, Carried):
         return name.energy
     raise ValueError(
-        f"{owner}: the guide asks for the energy {name!r}: pass "
-        f"fl.sample(energies={{{name!r}: ...}}); {nearest(name, energies)}"
+        f"{owner}: the guide asks for the energy {name!r}: pass energies={{{name!r}: ...}} to "
+        f"fl.sample or fl.steer; {nearest(name, energies)}"
     )
