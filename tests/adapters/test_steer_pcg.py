@@ -1,6 +1,7 @@
 """Predictor-corrector guidance at a pipeline's scheduler."""
 
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -109,3 +110,35 @@ def test_what_cannot_be_corrected_is_refused(tiny):
     pipe, recipe = tiny("sd_controlnet")
     with ddim(pipe), pytest.raises(ValueError, match="leave out the sampler, or the ControlNet"):
         steered(pipe, recipe, "cfg(4)", {"sampler": "pcg"})
+
+
+def test_steps_that_add_noise_are_refused(tiny):
+    """A corrector follows a conditional DDIM step; noise of the scheduler would count twice."""
+    from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+    pipe, recipe = tiny("sd")
+    with ddim(pipe), pytest.raises(ValueError, match=r"pcg corrects .*eta=0.5 makes them noisy"):
+        steered(pipe, recipe, "cfg(4)", {"sampler": "pcg"}, eta=0.5)
+    with ddim(pipe):
+        steered(pipe, recipe, "cfg(4)", {"sampler": "pcg"}, eta=0.0)
+    old = pipe.scheduler
+    pipe.scheduler = EulerDiscreteScheduler.from_config(old.config)
+    try:
+        steered(pipe, recipe, "cfg(4)", {"sampler": "pcg"})
+        pipe.scheduler.step = partial(pipe.scheduler.step, s_churn=2.0)
+        with pytest.raises(ValueError, match=r"s_churn=2.0 makes them noisy; leave out s_churn"):
+            steered(pipe, recipe, "cfg(4)", {"sampler": "pcg"})
+        with pytest.raises(ValueError, match="moves the step's noise level"):
+            steered(pipe, recipe, "cfgpp(0.6)")
+    finally:
+        pipe.scheduler = old
+    pipe, recipe = tiny("sd3")
+    old = pipe.scheduler
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+        old.config, stochastic_sampling=True
+    )
+    try:
+        with pytest.raises(ValueError, match="stochastic_sampling=True; set it to False"):
+            steered(pipe, recipe, "cfg(4)", {"sampler": "pcg"})
+    finally:
+        pipe.scheduler = old

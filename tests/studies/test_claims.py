@@ -150,6 +150,15 @@ def test_result_of_other_inputs_or_with_an_error_runs_again(scratch):
         assert (kept["inputs"], kept["error"]) == (result["inputs"], None)
 
 
+def test_a_claim_depends_on_the_files_that_it_imports_and_on_no_others():
+    for claim, used in {
+        "cfg": {"cfg", "_exact", "_images", "_verdict"},
+        "bands": {"bands", "frequency", "_pixels", "_verdict"},
+    }.items():
+        path = _harness.FOLDER / f"{claim}.py"
+        assert {p.stem for p in _harness._sources(path)} == used
+
+
 def test_record_keeps_order_and_drops_claims_that_are_gone(scratch):
     for name in ("z", "y"):
         enter(name, lambda: claims.Finding({}, {"holds": True}))

@@ -14,7 +14,6 @@ from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
 from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
-from fairlead.guidance.rules.fudge import Fudge
 from fairlead.guidance.spec import guide as parse
 
 
@@ -108,8 +107,8 @@ def generate(
     cond = states_["cond"]
     run = Run(seed or 0, steps=max_new_tokens, check=False, record=record, rewards=rewards)
     for node in guide.nodes():
-        if isinstance(node, Fudge):  # named before the first token
-            run.reward(node.name, node.classifier)
+        for name in node.rewards:  # named before the first token
+            run.reward(node.name, name)
     session = Session(model, guide, states_, models or {}, run)
     if isinstance(grammar, str):
         if tokenizer is None:

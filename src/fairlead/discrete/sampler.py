@@ -89,6 +89,10 @@ class TokenSampler(ABC):
     def check(self, model: GuidedModel) -> None:  # noqa: B027  most samplers ask for nothing
         """Refuses a model that it cannot serve, before the first step."""
 
+    def grid(self, process: Process, steps: int) -> list[Level]:
+        """The levels that it walks, from pure noise to clean tokens."""
+        return process.grid(steps)
+
     def start(self, process: Process, shape: tuple[int, ...], draws: Draws) -> Tensor:
         """Where sampling starts: tokens of pure noise."""
         if process.mask is not None:

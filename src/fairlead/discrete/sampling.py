@@ -129,6 +129,7 @@ def sample(
     conditions = {k: Condition({**given["cond"], **v} if v else v) for k, v in given.items()}
     shape = _shape(denoiser, conditions, n, length, z)
     device = denoiser.device or torch.device("cpu")
+    levels = rule.grid(denoiser.process, steps)
     conditions = {k: c.expand(shape[0]).to(device) for k, c in conditions.items()}
     model = prepare(
         denoiser,
@@ -138,10 +139,10 @@ def sample(
         Run(
             seed,
             range(first, first + shape[0]),
-            steps,
+            len(levels) - 1,
             check=check,
             record=record,
-            levels=denoiser.process.grid(steps),
+            levels=levels,
             energies=energies,
             masks=fitted(masks or {}, torch.empty(shape, device=device)),
         ),
@@ -160,7 +161,6 @@ def sample(
             raise ValueError(f"sample: z must hold tokens in [0, {top - 1}]")
         z = z.expand(shape).clone()
     z = z.to(device)
-    levels = model.run.levels
     with torch.no_grad():
         for s, t in pairwise(levels):
             model.begin(s)

@@ -243,7 +243,7 @@ def token_law(
     rule, process = get_sampler(sampler), denoiser.process
     assert denoiser.shape is not None
     length = denoiser.shape[0]
-    walk = list(levels or process.grid(steps))
+    walk = list(levels or rule.grid(process, steps))
     values = torch.arange(process.size)
     states = torch.cartesian_prod(*[values] * length).reshape(-1, length)
     law = torch.ones(len(states), dtype=torch.float64)
@@ -260,7 +260,15 @@ def token_law(
 
     def model_of(rows: int) -> Any:
         fitted = {k: v.expand(rows, length) for k, v in masks.items()}
-        run = Run(0, range(rows), len(walk) - 1, record=False, energies=energies, masks=fitted)
+        run = Run(
+            0,
+            range(rows),
+            len(walk) - 1,
+            record=False,
+            levels=walk,
+            energies=energies,
+            masks=fitted,
+        )
         given = {"cond": Condition(condition or {}).expand(rows)}
         return prepare(denoiser, given, parse(guide), rule, run, space=space, **options)
 

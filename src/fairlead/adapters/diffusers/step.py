@@ -1,11 +1,12 @@
 """A scheduler's step under guides whose prediction has two ends."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from fairlead.adapters.diffusers import inputs
+from fairlead.guidance.algebra import Guide
 from fairlead.samplers.pcg import PCG
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ PREDICTORS = (
 )
 """Schedulers whose step is the one that predictor-corrector guidance starts from."""
 
+NOISY = ("eta", "s_churn")
+"""Arguments of calls and steps that make such a step a stochastic one, where they are not 0."""
+
 
 def both_ends(session: "Session", step: Callable[..., Any]) -> Callable[..., Any]:
     r"""The step towards one clean estimate with the noise of another.
@@ -29,18 +33,19 @@ def both_ends(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
     histories of multistep solvers keep, and the estimate is exchanged afterwards:
     `x' + alpha' (D_denoise - D_renoise)`.
     """
+    signature = inspect.signature(step)
 
     @wraps(step)  # pipelines look at its signature to see what it takes
     def stepped(*args: Any, **kwargs: Any) -> Any:
         ends, levels = session.ends, session.levels
         if ends is None or ends.denoise is ends.renoise or levels is None:
             return step(*args, **kwargs)
-        order = getattr(session.setting.pipe.scheduler, "order", 1)
-        if order != 1:
+        churn = _filled(signature, args, kwargs).get("s_churn")
+        if churn:
             raise ValueError(
                 f"steer: {session.guide} renoises with another prediction than it denoises with, "
-                f"and {type(session.setting.pipe.scheduler).__name__} evaluates {order} times a "
-                "step; take a scheduler of order 1"
+                f"and s_churn={churn} moves the step's noise level away from the one that both "
+                "belong to; leave out s_churn"
             )
         later = levels.following(session.time)
         output = step(*args, **kwargs)
@@ -54,10 +59,14 @@ def both_ends(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
 
 def corrected(session: "Session", step: Callable[..., Any]) -> Callable[..., Any]:
     """The step from the sample that a corrector moved, of which the pipeline does not know."""
+    sampler = session.setting.sampler
+    if sampler is None:
+        return step
     signature = inspect.signature(step)
 
     @wraps(step)
     def stepped(*args: Any, **kwargs: Any) -> Any:
+        _require_quiet(sampler, _filled(signature, args, kwargs))
         delta, session.correction = session.correction, None
         if delta is None:
             return step(*args, **kwargs)
@@ -69,14 +78,67 @@ def corrected(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
     return stepped
 
 
-def require_predictor(sampler: PCG, scheduler: Any) -> None:
-    """Refuses schedulers whose step is not the conditional step that a corrector follows.
+def require_order(guide: Guide, scheduler: Any) -> None:
+    """Refuses guides of two ends where a step has several evaluations.
 
     Raises:
-        ValueError: Names the scheduler and those that serve.
+        ValueError: Names what has two ends, and the scheduler.
+    """
+    order = getattr(scheduler, "order", 1)
+    if type(scheduler).__name__ == "PNDMScheduler" and not scheduler.config.skip_prk_steps:
+        order = 4  # its first steps are of Runge-Kutta's method
+    if order == 1:
+        return
+    for node in guide.nodes():
+        if getattr(node, "claims_renoise", False) or getattr(node, "apart", False):
+            raise ValueError(
+                f"steer: {node} renoises with another prediction than it denoises with, and "
+                f"{type(scheduler).__name__} evaluates {order} times a step; take a scheduler of "
+                "order 1"
+            )
+
+
+def _filled(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a step by name, with defaults: also those that `functools.partial` set."""
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def require_predictor(sampler: PCG, scheduler: Any, given: Mapping[str, Any]) -> None:
+    """Refuses schedulers whose step is not the conditional step that a corrector follows.
+
+    Args:
+        sampler: The sampler.
+        scheduler: The pipeline's scheduler.
+        given: Arguments of the pipeline's call.
+
+    Raises:
+        ValueError: Names the scheduler and those that serve, or what makes its step a noisy one.
     """
     if type(scheduler).__name__ not in PREDICTORS:
         raise ValueError(
             f"steer: {sampler} corrects steps of first order without noise or history, and the "
             f"pipeline has a {type(scheduler).__name__}; take one of {', '.join(PREDICTORS)}"
         )
+    if scheduler.config.get("stochastic_sampling"):
+        raise ValueError(
+            f"steer: {sampler} corrects steps without noise, and the pipeline's "
+            f"{type(scheduler).__name__} has stochastic_sampling=True; set it to False: "
+            "type(scheduler).from_config(scheduler.config, stochastic_sampling=False)"
+        )
+    _require_quiet(sampler, given)
+
+
+def _require_quiet(sampler: PCG, given: Mapping[str, Any]) -> None:
+    """Refuses arguments that add noise to a step.
+
+    Raises:
+        ValueError: Names the argument.
+    """
+    for name in NOISY:
+        if given.get(name):
+            raise ValueError(
+                f"steer: {sampler} corrects steps without noise, and {name}={given[name]} makes "
+                f"them noisy; leave out {name}, or the sampler"
+            )

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import pkgutil
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,8 +70,7 @@ class Claim:
     def inputs(self) -> str:
         """A digest of the version, the claim's code and the weights that it samples."""
         digest = hashlib.sha256(__version__.encode())
-        shared = [FOLDER / f"_{part}.py" for part in ("exact", "images", "verdict")]
-        for path in (Path(self.check.__code__.co_filename), *shared):
+        for path in _sources(Path(self.check.__code__.co_filename)):
             digest.update(path.read_bytes())
         for model in self.models:
             for path in sorted(WEIGHTS.glob(f"{model.partition('-')[0]}*.safetensors")):
@@ -108,6 +108,18 @@ class Claim:
             "error": error,
             "inputs": inputs,
         }
+
+
+def _sources(claim: Path) -> list[Path]:
+    """The file of a claim and those of this folder that it imports, directly or not."""
+    found, left = set(), {claim}
+    while left:
+        path = left.pop()
+        found.add(path)
+        named = re.findall(r"fairlead\.studies\.claims(?: import |\.)(\w+)", path.read_text())
+        # the harness registers and stores; it does not decide what is measured
+        left |= {FOLDER / f"{name}.py" for name in named if name != "_harness"} - found
+    return sorted(found)
 
 
 CLAIMS: dict[str, Claim] = {}
