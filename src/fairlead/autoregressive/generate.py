@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairlead.autoregressive.calling import codebooks, decoder, parameters
 from fairlead.autoregressive.grammar import Grammar
 from fairlead.autoregressive.prompts import Prompts, Zeros, encode, padded
-from fairlead.autoregressive.session import Session, codebooks, guided, parameters
+from fairlead.autoregressive.session import Session, guided
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
 from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
-from fairlead.guidance.rules.fudge import Fudge
 from fairlead.guidance.spec import guide as parse
 
 
@@ -122,8 +122,8 @@ def generate(
     cond = states_["cond"]
     run = Run(seed or 0, steps=max_new_tokens, check=False, record=record, rewards=rewards)
     for node in guide.nodes():
-        if isinstance(node, Fudge):  # named before the first token
-            run.reward(node.name, node.classifier)
+        for name in node.rewards:  # named before the first token
+            run.reward(node.name, name)
     by_state = {
         name: {
             k: v.to(device)
@@ -145,7 +145,7 @@ def generate(
     options |= {k: v["cond"] for k, v in by_state.items() if k in parameters(model)}
     sound = codebooks(model) > 1
     if sound:  # of codes, which are not those of the prompts
-        pad = model.config.get_text_config(decoder=True).pad_token_id
+        pad = decoder(model).pad_token_id
     with guided(session):
         sequences = model.generate(
             input_ids=cond.ids,

@@ -1,14 +1,15 @@
 """A language model under a guide while `model.generate` runs: one batched forward, one cache."""
 
 import functools
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fairlead.autoregressive.calling import cache_name, codebooks, decoder, parameters, positions
+from fairlead.autoregressive.past import Past
 from fairlead.autoregressive.prompts import Encoded, Zeros
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.branch import COND, Branch, Predictions
@@ -16,9 +17,6 @@ from fairlead.guidance.context import Context, Plan, Run
 from fairlead.guidance.domains import floored, normalised
 from fairlead.guidance.guided import branches, finish, rows_to_evaluate, under_policies
 from fairlead.parameters import nearest
-
-CACHES = ("cache", "past_key_values")
-"""What versions of transformers call it."""
 
 DELAYS = "decoder_delay_pattern_mask"
 """What is fixed of the codes of models that write several at once, a row a code."""
@@ -79,6 +77,8 @@ class Session:
         self.repeat = 1
         self.ids = self.prompts["cond"].ids
         self.fresh: int | None = None
+        self.hidden = any(getattr(node, "of", "") == "hidden" for node in guide.nodes())
+        self.before: Tensor | None = None
         self._expected = False
 
     def check(self) -> None:
@@ -88,10 +88,17 @@ class Session:
             ValueError: A state or a model is missing, a branch changes the inside of the network,
                 or vocabularies differ.
         """
-        vocabulary = _decoder(self.model).vocab_size
+        vocabulary = decoder(self.model).vocab_size
         for branch in branches(self.guide):
-            if branch.perturbations or branch.point or branch.transforms or branch.needs:
+            past = branch.point is not None and branch.point.past
+            if (
+                branch.perturbations
+                or branch.transforms
+                or (not past and (branch.point or branch.needs))
+            ):
                 raise ValueError(f"generate: the branch {branch.name!r} is not one of a prompt")
+            if past and not self.decoder_only:
+                raise ValueError(f"generate: the branch {branch.name!r} needs a decoder-only model")
             state = self.state(branch)
             if state not in self.prompts:
                 raise ValueError(
@@ -109,7 +116,7 @@ class Session:
                     f"generate: one of the generating model and model {branch.model!r} has an "
                     "encoder, the other has none"
                 )
-            size = _decoder(other).vocab_size
+            size = decoder(other).vocab_size
             if size != vocabulary:
                 raise ValueError(
                     f"generate: the vocabulary of model {branch.model!r} has {size} tokens, that "
@@ -170,7 +177,9 @@ class Session:
     def _lifetimes(self) -> dict[Branch, int]:
         """The last step at which each branch is wanted; policies may want any at any."""
         last: dict[Branch, int] = {}
-        for step in range(self.run.steps):
+        # a steady guide wants at the last step what it wants at any
+        first = self.run.steps - 1 if self.guide.steady else 0
+        for step in range(first, self.run.steps):
             dry = Run(self.run.seed, steps=self.run.steps, check=False, record=False)
             dry.step = step
             ctx = self._context(dry, self.size)
@@ -188,7 +197,7 @@ class Session:
         return ctx
 
     def _of(self, name: str) -> list[Branch]:
-        return [b for b in self.last_use if b.model == name]
+        return [b for b in self.last_use if b.model == name and b.point is None]
 
     def expand(self, value: Tensor) -> Tensor:
         """A row a prompt as a row a sequence."""
@@ -226,6 +235,7 @@ class Session:
         self.caches[name] = cache
 
         def everywhere(index: Tensor) -> None:
+            self.run.take(index)
             for held_name, held in self.caches.items():
                 rows = len(index)
                 shift = torch.arange(len(self.active[held_name]), device=index.device) * rows
@@ -245,7 +255,7 @@ class Session:
             model = self.models[name]
             stacked, mask = self.stack(name, ids)
             given: dict[str, Any] = {"attention_mask": mask, "use_cache": True}
-            key = _cache_name(model)
+            key = cache_name(model)
             start = 0
             if name in self.caches and fresh is not None:
                 given[key], start = self.caches[name], -fresh
@@ -288,38 +298,50 @@ class Session:
         ctx.tokens = tokens
         wanted = rows_to_evaluate(ctx)
         self.run.report.begin(self.run.step, 0, float(self.run.step), wanted, len(like))
-        kept = {b: floored(values[b]) for b in wanted}
+
+        def kept(left: Iterable[Branch]) -> dict[Branch, Tensor]:
+            found = {b: floored(values[b]) for b in left if b.point is None}
+            return found | {b: self.moved(b, found, ctx) for b in left if b.point is not None}
+
         if ctx.plan.policies:
-            predictions = under_policies(wanted, ctx, lambda left: {b: kept[b] for b in left})
+            predictions = under_policies(wanted, ctx, kept)
         else:
-            predictions = Predictions(ctx.plan.base, kept)
+            predictions = Predictions(ctx.plan.base, kept(wanted))
         return normalised(finish(self.guide, predictions, ctx).denoise, "generate")
 
+    def keep_hidden(self, states: Tensor) -> None:
+        """Adds up the hidden states `(rows, n, H)` of the new tokens of `cond`."""
+        part, (_, mask) = self._rows(COND), self.sequences(COND)
+        new = states[part] * mask[:, -states.shape[1] :, None].to(states)
+        self.before = new[:, :-1].sum(1) + self.run.recall("hidden", 0.0)
+        self.run.remember("hidden", self.before + new[:, -1])
 
-def positions(model: Any, mask: Tensor, start: int) -> dict[str, Tensor]:
-    """Positions of tokens behind left padding, where the model takes them."""
-    if "position_ids" not in parameters(model):
-        return {}
-    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, start:]}
+    def moved(self, branch: Branch, values: dict[Branch, Tensor], ctx: Context) -> Tensor:
+        """Log-probabilities `(R, V)` of a branch that moves the keys and values of `cond`."""
+        assert branch.point is not None
+        ids, mask = self.sequences(COND)
+        past = Past(self.model, self.caches.get(""), self._rows(COND), ids, mask, self.before)
 
+        def look(moving: Tensor, hidden: bool = False) -> tuple[Tensor, Tensor | None]:
+            for _ in range(1 + hidden):
+                self.run.report.count(len(moving), None)
+            return past.look(moving, hidden)
 
-def codebooks(model: Any) -> int:
-    """How many tokens a model writes at once, in a delay pattern that is its own."""
-    return int(getattr(getattr(model, "decoder", None), "num_codebooks", 1))
+        if not past.moving.numel():  # a single token has nothing before it
+            return values[COND]
+        ctx.look = look
+        return floored(look(branch.point(past.moving, Predictions(COND, values), ctx))[0])
 
+    def sequences(self, branch: Branch) -> tuple[Tensor, Tensor]:
+        """Ids and mask of one branch, for the sequences of the generation."""
+        prompt, tail = self.prompt(branch), self.ids[:, self.width :]
+        ids = torch.cat([self.expand(prompt.ids), tail], 1)
+        return ids, torch.cat([self.expand(prompt.mask), torch.ones_like(tail)], 1)
 
-def _decoder(model: Any) -> Any:
-    """The configuration of what writes tokens."""
-    return model.config.get_text_config(decoder=True)
-
-
-def parameters(model: Any) -> frozenset[str]:
-    """Names of what the forward of a model takes."""
-    return frozenset(inspect.signature(type(model).forward).parameters)
-
-
-def _cache_name(model: Any) -> str:
-    return next((k for k in CACHES if k in parameters(model)), CACHES[-1])
+    def _rows(self, branch: Branch) -> slice:
+        """The rows of a branch in the batch of its model."""
+        first = self.active[branch.model].index(branch) * self.size * self.repeat
+        return slice(first, first + self.size * self.repeat)
 
 
 @contextmanager
@@ -330,7 +352,7 @@ def guided(session: Session) -> Iterator[Session]:
     """
     model = session.model
     prepare, forward = model.prepare_inputs_for_generation, model.forward
-    key = _cache_name(model)
+    key = cache_name(model)
 
     @functools.wraps(prepare)
     def stacked(ids: Tensor, *args: Any, **named: Any) -> dict[str, Any]:
@@ -357,8 +379,12 @@ def guided(session: Session) -> Iterator[Session]:
         if not session._expected:
             return forward(*args, **named)
         session._expected = False
+        if session.hidden:
+            named["output_hidden_states"] = True
         out = forward(*args, **named)
         session.hold("", out.get(key, named.get(key)))
+        if session.hidden:
+            session.keep_hidden(out.hidden_states[-1])
         values = session.split("", out.logits) | session.others(session.ids, session.fresh)
         out.logits = session.combine(values, session.tail(session.ids))[:, None]
         return out
