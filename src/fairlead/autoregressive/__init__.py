@@ -2,6 +2,7 @@
 
 from fairlead.autoregressive.generate import Generated, generate
 from fairlead.autoregressive.grammar import Grammar
+from fairlead.autoregressive.heads import combine_heads
 from fairlead.autoregressive.processor import GuidanceProcessor
 from fairlead.autoregressive.prompts import Zeros, random_prompts
 from fairlead.autoregressive.session import guided
@@ -11,6 +12,7 @@ __all__ = [
     "Grammar",
     "GuidanceProcessor",
     "Zeros",
+    "combine_heads",
     "generate",
     "guided",
     "random_prompts",
