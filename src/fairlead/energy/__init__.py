@@ -7,6 +7,7 @@
 "classifier_guidance('linear', scale=0.5)"
 """
 
+from fairlead.energy.attention import Boxes
 from fairlead.energy.base import Energy, Function, Judge
 from fairlead.energy.classifier import Classifier, Ensemble, Similarity
 from fairlead.energy.closed_form import ClosedFormJudge
@@ -16,6 +17,7 @@ from fairlead.energy.linear import Linear, blur, downsampling, inpainting, proje
 from fairlead.energy.posterior import Posterior
 
 __all__ = [
+    "Boxes",
     "Classifier",
     "ClosedFormJudge",
     "Colour",
