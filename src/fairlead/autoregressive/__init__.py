@@ -2,7 +2,23 @@
 
 from fairlead.autoregressive.generate import Generated, generate
 from fairlead.autoregressive.grammar import Grammar
+from fairlead.autoregressive.meaning import (
+    entails,
+    meaning_distance,
+    trajectory_distance,
+    trajectory_scores,
+)
 from fairlead.autoregressive.processor import GuidanceProcessor
 from fairlead.autoregressive.session import guided
 
-__all__ = ["Generated", "Grammar", "GuidanceProcessor", "generate", "guided"]
+__all__ = [
+    "Generated",
+    "Grammar",
+    "GuidanceProcessor",
+    "entails",
+    "generate",
+    "guided",
+    "meaning_distance",
+    "trajectory_distance",
+    "trajectory_scores",
+]
