@@ -20,8 +20,8 @@ def methods() -> list[dict[str, Any]]:
         One dictionary a method: `name`, as in text; `ids` of the papers; `kind`; `domains` it
         serves; `nfe`, the evaluations a step that it adds to the conditional one, for samplers
         the evaluations of the guided model a step, for recipes, which depend on their
-        arguments, and tools `None`; `neutral`, arguments as text at which it changes nothing, or `None`;
-        `source`; and `summary`, the first line of its docstring.
+        arguments, and tools `None`; `neutral`, arguments as text at which it changes nothing, or
+        `None`; `source`; and `summary`, the first line of its docstring.
 
     Example:
         >>> next(m["neutral"] for m in methods() if m["name"] == "cfg")

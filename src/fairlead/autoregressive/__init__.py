@@ -9,16 +9,19 @@ from fairlead.autoregressive.meaning import (
     trajectory_scores,
 )
 from fairlead.autoregressive.processor import GuidanceProcessor
+from fairlead.autoregressive.prompts import Zeros, random_prompts
 from fairlead.autoregressive.session import guided
 
 __all__ = [
     "Generated",
     "Grammar",
     "GuidanceProcessor",
+"Zeros",
     "entails",
     "generate",
     "guided",
     "meaning_distance",
+    "random_prompts",
     "trajectory_distance",
     "trajectory_scores",
 ]
