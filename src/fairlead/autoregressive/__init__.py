@@ -16,7 +16,7 @@ __all__ = [
     "Generated",
     "Grammar",
     "GuidanceProcessor",
-"Zeros",
+    "Zeros",
     "entails",
     "generate",
     "guided",
