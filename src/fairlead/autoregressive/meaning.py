@@ -122,7 +122,8 @@ def meaning_distance(
             found = log_p.gather(2, texts[..., None])[..., 0]
             ended = torch.isin(texts, ends).long()
             counts = (ended.cumsum(1) - ended == 0).float()  # the end token counts
-            return (found * counts).sum(1) / counts.sum(1)
+            mean: Tensor = (found * counts).sum(1) / counts.sum(1)
+            return mean
 
         return draw, score
 
