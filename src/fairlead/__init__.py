@@ -42,6 +42,7 @@ from fairlead.guidance.terms import __all__ as _terms
 from fairlead.guidance.weight_schedules import *  # noqa: F403
 from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
 from fairlead.models.zoo import load
+from fairlead.reference import ReferenceDenoiser, with_reference
 from fairlead.sampling import Interrupted, Result, Step, sample
 from fairlead.stages import Stage, sample_stages
 from fairlead.stream import SimilarityFilter, Stream
@@ -62,6 +63,7 @@ __all__ = [
     "MixtureDenoiser",
     "Parallel",
     "Policy",
+    "ReferenceDenoiser",
     "Result",
     "Rule",
     "Run",
@@ -95,6 +97,7 @@ __all__ = [
     "steer",
     "trajectories",
     "search_ratios",
+    "with_reference",
     *_energy,
     *_policies,
     *_rules,
