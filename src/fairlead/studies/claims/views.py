@@ -31,7 +31,8 @@ def judged(x: Tensor, label: Tensor) -> Tensor:
     judge = zoo.classifier("cifar10")
     with torch.no_grad():
         found = judge.outputs(judge.features(x.clamp(-1, 1))).argmax(1)
-    return (found == label).double()
+    right: Tensor = found == label
+    return right.double()
 
 
 @claim(
