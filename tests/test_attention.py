@@ -298,6 +298,37 @@ def test_edits_nest_and_leave_nothing(case):
     assert not any(len(getattr(m, h)) for m in network.modules() for h in hooks)
 
 
+def test_a_block_inside_another_acts_beside_it():
+    network = tiny_network()
+    layer = find_attention(network)["mid.0"]
+    arguments = torch.randn(3, 2, 8, 8), torch.ones(3), torch.arange(3)
+    order = []
+
+    def note(name):
+        return lambda c: (order.append((name, c.start)), c.attend(v=2 * c.v))[1]
+
+    with attending([Edit(layer, 1, 3, note("around"))], 3):
+        with attending([Edit(layer, 0, 3, note("inside"))], 3):
+            four = network(*arguments)
+        assert order == [("inside", 0), ("around", 1), ("inside", 1)]
+        order.clear()
+        with attending([Edit(layer, 0, 3, note("outermost"))], 3, outermost=True):
+            assert torch.equal(network(*arguments), four)
+        assert order == [("outermost", 0), ("outermost", 1), ("around", 1)]
+        order.clear()
+        network(*arguments)
+        assert order == [("around", 1)]
+        with (
+            pytest.raises(ValueError, match=r"'mid\.0': edits of a call of 2 rows inside one of 3"),
+            attending([Edit(layer, 0, 2, note("other"))], 2),
+        ):
+            raise AssertionError("not reached")
+    factors = [Edit(layer, a, b, lambda c, f=f: c.attend(v=f * c.v)) for a, b, f in
+               ((0, 1, 2), (1, 3, 4))]  # fmt: skip
+    with attending(factors, 3):
+        assert torch.equal(network(*arguments), four)
+
+
 def test_other_threads_see_the_plain_network():
     network, call = unet()
     layer = find_attention(network)["mid_block.attentions.0.transformer_blocks.0.attn1"]
@@ -325,6 +356,9 @@ def test_a_core_that_attends_in_its_own_way_is_served_from_its_arguments():
         out = network(q, k, v)
     assert torch.equal(out[0], network(q, k, v)[0])
     assert torch.equal(out[1], v[1])
+    with attending([Edit(layer, 1, 2, lambda c: c.attend(q=2 * c.q))], 2):
+        changed = network(q, k, v)
+    assert torch.equal(changed, torch.cat([out[:1], network(2 * q[1:], k[1:], v[1:])]))
 
 
 def test_a_layer_out_of_reach_is_named():

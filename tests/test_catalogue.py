@@ -78,6 +78,8 @@ REQUIRED = {
     "S034": "importance-based token merging",
     "S065": "style-based CFG (StyleStudio)",
     "XP3": "normalised attention guidance",
+    # energies
+    "S132": "layout energies on attention maps (LLM-grounded Video Diffusion)",
     # policies and solvers
     "S014": "Adaptive Guidance, LinearAG",
     "S019": "CFG-Cache (FasterCache)",

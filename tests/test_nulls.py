@@ -126,3 +126,19 @@ def test_other_states_keep_what_they_do_not_name():
     assert torch.equal(short.x, whole.x)
     assert COND.whole
     assert not NULL.whole
+
+
+def test_a_null_through_an_adapter_is_the_adapters():
+    torch.manual_seed(0)
+    adapter = torch.nn.Linear(5, 4)
+    zeros = nulls.mapped(adapter, torch.zeros(5))
+    made = zeros("text", given(), nulls.by_place)["text"]
+    assert torch.equal(made, adapter(torch.zeros(2, 5)))
+    with torch.no_grad():
+        adapter.bias += 1  # training goes on: the null follows
+    again = zeros("text", given(), nulls.by_place)["text"]
+    assert_close(again, made + 1)
+
+    d = denoiser({"text": zeros})
+    null = d.null_condition(fl.Condition({"text": torch.ones(2, 4)}), ["text"])
+    assert_close(null["text"], adapter.bias.expand(2, 4))

@@ -42,10 +42,12 @@ from fairlead.guidance.terms import __all__ as _terms
 from fairlead.guidance.weight_schedules import *  # noqa: F403
 from fairlead.guidance.weight_schedules import __all__ as _weight_schedules
 from fairlead.models.zoo import load
+from fairlead.reference import ReferenceDenoiser, with_reference
 from fairlead.sampling import Interrupted, Result, Step, sample
 from fairlead.stages import Stage, sample_stages
 from fairlead.stream import SimilarityFilter, Stream
 from fairlead.text import TextError
+from fairlead.views import ViewsDenoiser
 
 __version__ = "0.1.0"
 
@@ -61,6 +63,7 @@ __all__ = [
     "MixtureDenoiser",
     "Parallel",
     "Policy",
+    "ReferenceDenoiser",
     "Result",
     "Rule",
     "Run",
@@ -71,6 +74,7 @@ __all__ = [
     "Stream",
     "Term",
     "TextError",
+    "ViewsDenoiser",
     "adapters",
     "as_guider",
     "combine",
@@ -93,6 +97,7 @@ __all__ = [
     "steer",
     "trajectories",
     "search_ratios",
+    "with_reference",
     *_energy,
     *_policies,
     *_rules,

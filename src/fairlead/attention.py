@@ -83,6 +83,7 @@ class Attended:
         image: Which queries are the image's tokens; of joint attention also which keys.
         text: Which keys are the text's tokens, or `None`; of joint attention also which queries.
         index: Number of this call within one run of the layer, from 0; adapters call twice.
+        start: Which row of the batch the first of these rows is.
         spatial: Height and width of a sample, or frames, height and width; empty if unknown.
         plain: What attends when nothing is changed.
         given: What the layer was given for these rows, `(M, N, width)`; `None` where it is called
@@ -99,6 +100,7 @@ class Attended:
     image: slice
     text: slice | None
     index: int
+    start: int
     spatial: tuple[int, ...]
     plain: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = field(repr=False)
     given: Tensor | None = field(default=None, repr=False)
@@ -224,29 +226,64 @@ class Edit:
     function: Callable[[Attended], Tensor]
 
 
+class _Here(threading.local):
+    """The watched layers of this thread."""
+
+    def __init__(self) -> None:
+        self.watches: dict[nn.Module, _Watch] = {}
+
+
+_here = _Here()
+
+
 @contextmanager
-def attending(edits: Sequence[Edit], batch: int, spatial: Sequence[int] = ()) -> Iterator[None]:
+def attending(
+    edits: Sequence[Edit], batch: int, spatial: Sequence[int] = (), *, outermost: bool = False
+) -> Iterator[None]:
     """Lets edits act on the attention calls of their layers, in this thread, inside the block.
 
+    Inside another such block the edits of both act: those of this one next to the plain attention.
+
     Args:
-        edits: What happens where; the row ranges of one layer are equal or do not meet.
+        edits: What happens where; where several act on a row they nest.
         batch: Rows of the network call.
         spatial: Height and width of a sample (or frames, height, width), for edits that need
             the grid of the tokens.
+        outermost: Whether these edits go around those of the block around this one.
 
     Raises:
-        ValueError: On the call, if a layer computes attention out of reach, or if it cannot be
-            told which tokens of a joint layer are text.
+        ValueError: The block around this one is a call of another number of rows; or, on the
+            call, a layer computes attention out of reach, or it cannot be told which tokens of
+            a joint layer are text.
     """
     by_layer: dict[str, list[Edit]] = {}
     for edit in edits:
         by_layer.setdefault(edit.layer.name, []).append(edit)
     handles: list[Any] = []
+    watches, entered = _here.watches, list[nn.Module]()
+    before: list[tuple[_Watch, list[Edit]]] = []
     try:
         for own in by_layer.values():
-            _Watch(own, batch, tuple(spatial)).install(handles)
+            module = own[0].layer.module
+            watch = watches.get(module)
+            if watch is None:
+                watches[module] = watch = _Watch(own, batch, tuple(spatial))
+                entered.append(module)
+                watch.install(handles)
+                continue
+            if watch.batch != batch:
+                raise ValueError(
+                    f"attention layer {watch.layer.name!r}: edits of a call of {batch} rows "
+                    f"inside one of {watch.batch}"
+                )
+            before.append((watch, watch.edits))
+            watch.edits = [*watch.edits, *own] if outermost else [*own, *watch.edits]
         yield
     finally:
+        for watch, kept in before:
+            watch.edits = kept
+        for module in entered:
+            del watches[module]
         for handle in handles:
             handle.remove()
 
@@ -338,12 +375,12 @@ class _Watch:
             own = mask[rows] if mask is not None and per_row else mask
             attend: Callable[..., Tensor] = partial(_attention, options)
             if known is not None:
-                attend = partial(_given, known[rows])
+                attend = partial(self.own, (q[rows], k[rows], v[rows], known[rows]))
             for function in functions:
                 call = Attended(
                     self.layer, q[rows], k[rows], v[rows], own,
                     options.get("scale") or q.shape[-1] ** -0.5,
-                    image, text, index, self.spatial, attend,
+                    image, text, index, start, self.spatial, attend,
                     None if given is None else given[rows], self.earlier.get(start, ()),
                 )  # fmt: skip
                 attend = partial(_within, call, function)
@@ -352,6 +389,16 @@ class _Watch:
                 self.earlier[start] = (*self.earlier.get(start, ()), out)
             parts.append(out)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def own(
+        self, plain: tuple[Tensor, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Attention of a core that attends in its own way; `plain` is one call and its output."""
+        pairs = zip((q, k, v), plain, strict=False)
+        if all(a.data_ptr() == b.data_ptr() and a.shape == b.shape for a, b in pairs):
+            return plain[3]
+        out: Tensor = self.layer.module.forward(q, k, v)
+        return out
 
     def segments(self) -> list[tuple[int, int, list[Callable[[Attended], Tensor]]]]:
         """Consecutive rows with the same edits."""
@@ -418,10 +465,6 @@ def _attention(
 ) -> Tensor:
     out: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
     return out
-
-
-def _given(known: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return known
 
 
 def _within(

@@ -50,9 +50,13 @@ class Denoiser:
             or reject.
         grid: Height and width of a sample (or frames, height, width), where its shape does not
             show them, for guides that need the grid of the tokens.
+        trunk: Modules by name, patterns as for attention layers, whose output does not depend on
+            the condition: they run once for branches that are predicted together and differ in
+            the condition alone, as CFG's do. Exact, if it is true; it saves nothing where
+            branches have calls of their own, or a perturbation stands in the guide.
 
     Raises:
-        ValueError: Unknown prediction type.
+        ValueError: Unknown prediction type; a pattern of the trunk names no module.
 
     Example:
         >>> import fairlead as fl
@@ -79,6 +83,7 @@ class Denoiser:
         autocast: torch.dtype | None = None,
         log_density: Callable[..., Tensor] | None = None,
         grid: tuple[int, ...] | None = None,
+        trunk: str | tuple[str, ...] = (),
     ) -> None:
         choose("Denoiser", "prediction", prediction, PREDICTIONS)
         self.network = network
@@ -95,6 +100,7 @@ class Denoiser:
         self.autocast = autocast
         self._log_density = log_density
         self.grid = grid
+        self.trunk = _outermost(network, trunk)
         first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
         self._times: dict[Any, Tensor] = {}
         self.device = first.device if first is not None else None
@@ -324,6 +330,21 @@ class Denoiser:
         else:
             known = []
         raise ValueError(f"Denoiser: no module {name!r} in the network; {nearest(name, known)}")
+
+
+def _outermost(network: object, patterns: str | tuple[str, ...]) -> list[nn.Module]:
+    """The modules that patterns name and that are called, without those inside another."""
+    if not patterns:
+        return []
+    named = dict(network.named_modules()) if isinstance(network, nn.Module) else {}
+    called = {
+        name: (name, module)
+        for name, module in named.items()
+        if name and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
+    }
+    found = dict(match_layers("Denoiser", patterns, called, "module of the trunk"))
+    inside = {n for n in found if any(n.startswith(f"{other}.") for other in found)}
+    return [module for name, module in found.items() if name not in inside]
 
 
 def _sorted_state(state: str) -> str:

@@ -73,6 +73,24 @@ def find_blocks(network: object) -> dict[str, nn.Module]:
     return found
 
 
+def with_parameters(network: object, module: nn.Module) -> nn.Module:
+    """The module, or the nearest one around it that has parameters: attention and its projections.
+
+    Args:
+        network: What holds the module; one that is no module has none around it.
+        module: An attention layer's module.
+    """
+    if next(module.parameters(), None) is not None or not isinstance(network, nn.Module):
+        return module
+    name = {m: n for n, m in network.named_modules()}[module]
+    while "." in name:
+        name = name.rpartition(".")[0]
+        outer = network.get_submodule(name)
+        if next(outer.parameters(), None) is not None:
+            return outer
+    return module
+
+
 _SHORT = {
     "mid_block": "mid",
     "down_blocks": "down",

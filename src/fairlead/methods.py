@@ -6,7 +6,7 @@ from typing import Any
 
 from fairlead.discrete.sampler import TOKEN_SAMPLERS
 from fairlead.guidance.algebra import REGISTRY
-from fairlead.guidance.recipes import IDS, RECIPES
+from fairlead.guidance.recipes import DOMAINS, IDS, RECIPES
 from fairlead.samplers import SAMPLERS
 
 KINDS = ("term", "rule", "schedule", "policy", "sampler", "token sampler", "recipe")
@@ -71,7 +71,7 @@ def methods() -> list[dict[str, Any]]:
             "name": name,
             "ids": list(IDS[name]),
             "kind": "recipe",
-            "domains": ["continuous"],
+            "domains": sorted(DOMAINS[name]),
             "nfe": None,
             "neutral": None,
             "source": section(function, "Source"),

@@ -95,6 +95,26 @@ def mask_token(value: Any) -> Null:
     return Null("mask token", value)
 
 
+def mapped(adapter: Callable[[Tensor], Tensor], zeros: Tensor) -> Null:
+    """What an adapter makes of zeros, for models whose condition comes out of one.
+
+    The adapter is asked each time, so that the null follows it while it is trained. It is not the
+    null of the model behind it.
+
+    Args:
+        adapter: From a batch of features to the condition.
+        zeros: Features of one sample that stand for none.
+
+    >>> import torch
+    >>> from fairlead import nulls
+    >>> adapter = torch.nn.Linear(2, 3)
+    >>> null = nulls.mapped(adapter, torch.zeros(2))
+    >>> torch.equal(null.value(4), adapter.bias.expand(4, 3))
+    True
+    """
+    return Null("mapped", lambda batch: adapter(zeros.expand(batch, *zeros.shape)))
+
+
 def static(value: Any) -> Null:
     """A value that means nothing happens, such as the pose of a camera at rest."""
     return Null("static", value)

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 import fairlead as fl
+from fairlead.schedules import EDM
 
 C, U = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, -2.0]])
 BOTH = {"cond": C, "null": U}
@@ -62,6 +63,12 @@ def test_levels_by_number_tensor_or_level():
         ("cfg(3)", BOTH, {"domain": "logits"}, "domain must be one of continuous, logprob"),
         ("cfg(3) | interval(0, 1, unit='sigma')", BOTH, {}, "needs the noise level"),
         ("cfg(3) | adaptive()", BOTH, {}, "needs the noisy sample"),
+        (
+            "cfg(2) + autoguidance(2, model='w') + magic_fusion(2, model='w', state='other')",
+            {**BOTH, "w": C, "w null": U},
+            {"x": C, "t": 0.5, "schedule": EDM()},
+            "different branches of one name, 'w'",
+        ),
         ("cfg([1, 2])", BOTH, {}, "2 values were given for a batch of 1"),
     ],
 )

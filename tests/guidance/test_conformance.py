@@ -24,6 +24,9 @@ EXPECTED = {
         "two_memories": "attention maps come from a network, not from given predictions",
         "compile": "attention maps come from a network, not from given predictions",
     },
+    "layout": {
+        "nfe": "it reads attention before a step, as often as it is told to",
+    },
     "branch_threshold": {"strength_zero": "it clips the base itself, at every weight"},
     "condition_mixture": {
         "nfe": "two evaluations while the coin decides, four where all weights count",

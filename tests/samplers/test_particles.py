@@ -143,7 +143,7 @@ def test_equal_proposals_are_refused():
 @pytest.mark.parametrize("name", ["steering", "svdd"])
 def test_bad_rewards_are_named(name):
     denoiser = MIX.denoiser(fl.schedules.EDM())
-    with pytest.raises(ValueError, match=r"asks for the reward 'reward': pass fl.sample\(rewards"):
+    with pytest.raises(ValueError, match=r"sampler: there is no reward 'reward': pass rewards="):
         draw(denoiser, name)
     with pytest.raises(ValueError, match=r"did you mean 'rewards'"):
         draw(denoiser, name, rewards={"rewards": lambda x: x[:, 0]})

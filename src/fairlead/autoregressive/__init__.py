@@ -3,6 +3,15 @@
 from fairlead.autoregressive.generate import Generated, generate
 from fairlead.autoregressive.grammar import Grammar
 from fairlead.autoregressive.processor import GuidanceProcessor
+from fairlead.autoregressive.prompts import Zeros, random_prompts
 from fairlead.autoregressive.session import guided
 
-__all__ = ["Generated", "Grammar", "GuidanceProcessor", "generate", "guided"]
+__all__ = [
+    "Generated",
+    "Grammar",
+    "GuidanceProcessor",
+    "Zeros",
+    "generate",
+    "guided",
+    "random_prompts",
+]

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairlead.autoregressive.calling import positions
 from fairlead.autoregressive.prompts import Prompts, encode, padded
-from fairlead.autoregressive.session import Session, positions
+from fairlead.autoregressive.session import Session
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.branch import COND, Branch
 from fairlead.guidance.context import Run

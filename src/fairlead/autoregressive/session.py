@@ -1,24 +1,25 @@
 """A language model under a guide while `model.generate` runs: one batched forward, one cache."""
 
 import functools
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fairlead.autoregressive.prompts import Encoded
+from fairlead.autoregressive.calling import cache_name, codebooks, decoder, parameters, positions
+from fairlead.autoregressive.past import Past
+from fairlead.autoregressive.prompts import Encoded, Zeros
 from fairlead.guidance.algebra import Guide
-from fairlead.guidance.branch import Branch, Predictions
+from fairlead.guidance.branch import COND, Branch, Predictions
 from fairlead.guidance.context import Context, Plan, Run
 from fairlead.guidance.domains import floored, normalised
 from fairlead.guidance.guided import branches, finish, rows_to_evaluate, under_policies
 from fairlead.parameters import nearest
 
-CACHES = ("cache", "past_key_values")
-"""What versions of transformers call it."""
+DELAYS = "decoder_delay_pattern_mask"
+"""What is fixed of the codes of models that write several at once, a row a code."""
 
 
 class TokenContext(Context):
@@ -46,6 +47,8 @@ class Session:
         prompts: By condition state, all of one length.
         models: Further language models by name.
         run: Memory of the generation.
+        inputs: Further inputs by name, each by state or by model.
+        zeros: States that are zeros behind the encoder.
     """
 
     def __init__(
@@ -55,10 +58,14 @@ class Session:
         prompts: Mapping[str, Encoded],
         models: Mapping[str, Any],
         run: Run,
+        inputs: Mapping[str, Mapping[str, Tensor]] | None = None,
+        zeros: Mapping[str, Zeros] | None = None,
     ) -> None:
         guide.require("logprob")
         self.model, self.guide, self.prompts, self.run = model, guide, dict(prompts), run
         self.models = {"": model, **models}
+        self.inputs, self.zeros = dict(inputs or {}), dict(zeros or {})
+        self.codebooks = codebooks(model)
         self.size = len(self.prompts["cond"].ids)
         self.width = self.prompts["cond"].ids.shape[1]
         self.decoder_only = not model.config.is_encoder_decoder
@@ -70,6 +77,8 @@ class Session:
         self.repeat = 1
         self.ids = self.prompts["cond"].ids
         self.fresh: int | None = None
+        self.hidden = any(getattr(node, "of", "") == "hidden" for node in guide.nodes())
+        self.before: Tensor | None = None
         self._expected = False
 
     def check(self) -> None:
@@ -79,36 +88,105 @@ class Session:
             ValueError: A state or a model is missing, a branch changes the inside of the network,
                 or vocabularies differ.
         """
-        vocabulary = self.model.config.vocab_size
+        vocabulary = decoder(self.model).vocab_size
         for branch in branches(self.guide):
-            if branch.perturbations or branch.point or branch.transforms or branch.needs:
+            past = branch.point is not None and branch.point.past
+            if (
+                branch.perturbations
+                or branch.transforms
+                or (not past and (branch.point or branch.needs))
+            ):
                 raise ValueError(f"generate: the branch {branch.name!r} is not one of a prompt")
-            if branch.state not in self.prompts:
+            if past and not self.decoder_only:
+                raise ValueError(f"generate: the branch {branch.name!r} needs a decoder-only model")
+            state = self.state(branch)
+            if state not in self.prompts:
                 raise ValueError(
-                    f"generate: the guide asks for the condition state {branch.state!r}: pass "
-                    f"states={{{branch.state!r}: prompts}}; {nearest(branch.state, self.prompts)}"
+                    f"generate: the guide asks for the condition state {state!r}: pass "
+                    f"states={{{state!r}: prompts}}; {nearest(state, self.prompts)}"
                 )
             if branch.model not in self.models:
                 raise ValueError(
                     f"generate: the guide asks for a model {branch.model!r}: pass "
                     f"models={{{branch.model!r}: model}}; {nearest(branch.model, self.models)}"
                 )
-            size = self.models[branch.model].config.vocab_size
+            other = self.models[branch.model]
+            if other.config.is_encoder_decoder == self.decoder_only:
+                raise ValueError(
+                    f"generate: one of the generating model and model {branch.model!r} has an "
+                    "encoder, the other has none"
+                )
+            size = decoder(other).vocab_size
             if size != vocabulary:
                 raise ValueError(
                     f"generate: the vocabulary of model {branch.model!r} has {size} tokens, that "
                     f"of the generating one {vocabulary}; both must be the same"
                 )
 
+        if self.zeros and self.decoder_only:
+            raise ValueError(
+                f"generate: the states {sorted(self.zeros)} are zeros behind an encoder, but the "
+                "model has none"
+            )
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        for name, values in self.inputs.items():
+            if not any(self.takes(model, name) for model in self.models.values()):
+                raise ValueError(f"generate: no model takes the input {name!r}")
+            known = {**self.prompts, **{k: None for k in self.models if k}}
+            for key, value in values.items():
+                if key not in known:
+                    raise ValueError(
+                        f"generate: the input {name!r} is given for {key!r}, which is neither a "
+                        f"state nor a model; {nearest(key, known)}"
+                    )
+                if len(value) != self.size:
+                    raise ValueError(
+                        f"generate: the input {name!r} of {key!r} has {len(value)} rows for "
+                        f"{self.size} prompts"
+                    )
+            if "cond" not in values:
+                raise ValueError(f"generate: the input {name!r} is not given for 'cond'")
+
+    def state(self, branch: Branch) -> str:
+        """The state whose prompts a branch sees; one with some conditions goes by their names."""
+        if not branch.nulled and not branch.taken:
+            return branch.state
+        asked = branch.name.rpartition(": ")[2]
+        if asked == "none":
+            return "null"
+        parts = set(asked.split("+"))
+        return next((name for name in self.prompts if set(name.split("+")) == parts), asked)
+
+    def prompt(self, branch: Branch) -> Encoded:
+        """The prompts that a branch sees."""
+        return self.prompts[self.state(branch)]
+
+    def takes(self, model: Any, name: str) -> bool:
+        """Whether a model, or its encoder, takes an input."""
+        encoder = model.get_encoder() if model.config.is_encoder_decoder else None
+        return name in parameters(model) or (encoder is not None and name in parameters(encoder))
+
+    def given(self, name: str, of: list[Branch]) -> Tensor:
+        """An input of some branches, a row a prompt and branch."""
+        values = self.inputs[name]
+        keys = [(b.model, self.state(b), "cond") for b in of]
+        return torch.cat([values[next(k for k in key if k in values)] for key in keys])
+
     def _lifetimes(self) -> dict[Branch, int]:
         """The last step at which each branch is wanted; policies may want any at any."""
         last: dict[Branch, int] = {}
-        for step in range(self.run.steps):
+        # a steady guide wants at the last step what it wants at any
+        first = self.run.steps - 1 if self.guide.steady else 0
+        for step in range(first, self.run.steps):
             dry = Run(self.run.seed, steps=self.run.steps, check=False, record=False)
             dry.step = step
             ctx = self._context(dry, self.size)
             for branch in rows_to_evaluate(ctx):
                 last[branch] = self.run.steps if ctx.plan.policies else step
+        if not any(b.model == "" for b in last):  # `generate` runs its model all the same
+            last[COND] = self.run.steps
         return last
 
     def _context(self, run: Run, rows: int, like: Tensor | None = None) -> TokenContext:
@@ -119,7 +197,7 @@ class Session:
         return ctx
 
     def _of(self, name: str) -> list[Branch]:
-        return [b for b in self.last_use if b.model == name]
+        return [b for b in self.last_use if b.model == name and b.point is None]
 
     def expand(self, value: Tensor) -> Tensor:
         """A row a prompt as a row a sequence."""
@@ -131,7 +209,7 @@ class Session:
             stacked = ids.repeat(len(self.active[name]), 1)
             return stacked, torch.ones_like(stacked)
         tail = ids[:, self.width :]
-        own = [self.prompts[b.state] for b in self.active[name]]
+        own = [self.prompt(b) for b in self.active[name]]
         rows = [torch.cat([self.expand(p.ids), tail], 1) for p in own]
         masks = [torch.cat([self.expand(p.mask), torch.ones_like(tail)], 1) for p in own]
         return torch.cat(rows), torch.cat(masks)
@@ -142,7 +220,8 @@ class Session:
         after = [b for b in before if self.last_use[b] >= self.run.step]
         if len(after) == len(before) or not after:
             return
-        cache, rows = self.caches.get(name), self.size * self.repeat
+        # the codebooks of a token share a row of the cache
+        cache, rows = self.caches.get(name), self.size * self.repeat // self.codebooks
         if cache is not None:
             kept = [i for i, b in enumerate(before) if b in after]
             index = torch.cat([torch.arange(i * rows, (i + 1) * rows) for i in kept])
@@ -156,6 +235,7 @@ class Session:
         self.caches[name] = cache
 
         def everywhere(index: Tensor) -> None:
+            self.run.take(index)
             for held_name, held in self.caches.items():
                 rows = len(index)
                 shift = torch.arange(len(self.active[held_name]), device=index.device) * rows
@@ -172,17 +252,32 @@ class Session:
             if not name or not self.active[name]:
                 continue
             self.drop(name)
+            model = self.models[name]
             stacked, mask = self.stack(name, ids)
             given: dict[str, Any] = {"attention_mask": mask, "use_cache": True}
-            key = _cache_name(self.models[name])
+            key = cache_name(model)
+            start = 0
             if name in self.caches and fresh is not None:
-                given[key] = self.caches[name]
-            start = -fresh if name in self.caches and fresh is not None else 0
-            given |= positions(self.models[name], mask, start)
-            out = self.models[name](input_ids=stacked[:, start:], **given)
+                given[key], start = self.caches[name], -fresh
+            if self.decoder_only:
+                given |= {"input_ids": stacked[:, start:], **positions(model, mask, start)}
+                if start == 0:
+                    given |= self.further(name)  # its cache holds them afterwards
+            else:
+                given |= {"decoder_input_ids": stacked[:, start:], **_encoder_rows(self, name)}
+            out = model(**given)
             self.hold(name, out.get(key))
             values |= self.split(name, out.logits)
         return values
+
+    def further(self, name: str) -> dict[str, Tensor]:
+        """Further inputs that a model takes itself, of all its branches."""
+        of = self.active[name]
+        return {
+            key: self.expand(self.given(key, of))
+            for key in self.inputs
+            if key in parameters(self.models[name])
+        }
 
     def tail(self, ids: Tensor) -> Tensor:
         """What was generated so far, without prompt or start token."""
@@ -203,27 +298,50 @@ class Session:
         ctx.tokens = tokens
         wanted = rows_to_evaluate(ctx)
         self.run.report.begin(self.run.step, 0, float(self.run.step), wanted, len(like))
-        kept = {b: floored(values[b]) for b in wanted}
+
+        def kept(left: Iterable[Branch]) -> dict[Branch, Tensor]:
+            found = {b: floored(values[b]) for b in left if b.point is None}
+            return found | {b: self.moved(b, found, ctx) for b in left if b.point is not None}
+
         if ctx.plan.policies:
-            predictions = under_policies(wanted, ctx, lambda left: {b: kept[b] for b in left})
+            predictions = under_policies(wanted, ctx, kept)
         else:
-            predictions = Predictions(ctx.plan.base, kept)
+            predictions = Predictions(ctx.plan.base, kept(wanted))
         return normalised(finish(self.guide, predictions, ctx).denoise, "generate")
 
+    def keep_hidden(self, states: Tensor) -> None:
+        """Adds up the hidden states `(rows, n, H)` of the new tokens of `cond`."""
+        part, (_, mask) = self._rows(COND), self.sequences(COND)
+        new = states[part] * mask[:, -states.shape[1] :, None].to(states)
+        self.before = new[:, :-1].sum(1) + self.run.recall("hidden", 0.0)
+        self.run.remember("hidden", self.before + new[:, -1])
 
-def positions(model: Any, mask: Tensor, start: int) -> dict[str, Tensor]:
-    """Positions of tokens behind left padding, where the model takes them."""
-    if "position_ids" not in _parameters(model):
-        return {}
-    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, start:]}
+    def moved(self, branch: Branch, values: dict[Branch, Tensor], ctx: Context) -> Tensor:
+        """Log-probabilities `(R, V)` of a branch that moves the keys and values of `cond`."""
+        assert branch.point is not None
+        ids, mask = self.sequences(COND)
+        past = Past(self.model, self.caches.get(""), self._rows(COND), ids, mask, self.before)
 
+        def look(moving: Tensor, hidden: bool = False) -> tuple[Tensor, Tensor | None]:
+            for _ in range(1 + hidden):
+                self.run.report.count(len(moving), None)
+            return past.look(moving, hidden)
 
-def _parameters(model: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(type(model).forward).parameters)
+        if not past.moving.numel():  # a single token has nothing before it
+            return values[COND]
+        ctx.look = look
+        return floored(look(branch.point(past.moving, Predictions(COND, values), ctx))[0])
 
+    def sequences(self, branch: Branch) -> tuple[Tensor, Tensor]:
+        """Ids and mask of one branch, for the sequences of the generation."""
+        prompt, tail = self.prompt(branch), self.ids[:, self.width :]
+        ids = torch.cat([self.expand(prompt.ids), tail], 1)
+        return ids, torch.cat([self.expand(prompt.mask), torch.ones_like(tail)], 1)
 
-def _cache_name(model: Any) -> str:
-    return next((k for k in CACHES if k in _parameters(model)), CACHES[-1])
+    def _rows(self, branch: Branch) -> slice:
+        """The rows of a branch in the batch of its model."""
+        first = self.active[branch.model].index(branch) * self.size * self.repeat
+        return slice(first, first + self.size * self.repeat)
 
 
 @contextmanager
@@ -234,7 +352,7 @@ def guided(session: Session) -> Iterator[Session]:
     """
     model = session.model
     prepare, forward = model.prepare_inputs_for_generation, model.forward
-    key = _cache_name(model)
+    key = cache_name(model)
 
     @functools.wraps(prepare)
     def stacked(ids: Tensor, *args: Any, **named: Any) -> dict[str, Any]:
@@ -248,7 +366,11 @@ def guided(session: Session) -> Iterator[Session]:
             named["attention_mask"] = mask
             named |= positions(model, mask, 0)
         else:
-            named |= _encoder_rows(session)
+            named |= _encoder_rows(session, "")
+        named.pop("mm_encoder_outputs", None)  # of cond alone
+        named |= session.further("")
+        if named.get(DELAYS) is not None:
+            named[DELAYS] = named[DELAYS].repeat(len(session.active[""]), 1)
         session._expected = True
         return dict(prepare(rows, *args, **named))
 
@@ -257,8 +379,12 @@ def guided(session: Session) -> Iterator[Session]:
         if not session._expected:
             return forward(*args, **named)
         session._expected = False
+        if session.hidden:
+            named["output_hidden_states"] = True
         out = forward(*args, **named)
         session.hold("", out.get(key, named.get(key)))
+        if session.hidden:
+            session.keep_hidden(out.hidden_states[-1])
         values = session.split("", out.logits) | session.others(session.ids, session.fresh)
         out.logits = session.combine(values, session.tail(session.ids))[:, None]
         return out
@@ -271,19 +397,29 @@ def guided(session: Session) -> Iterator[Session]:
             model.__dict__.pop(name, None)
 
 
-def _encoder_rows(session: Session) -> dict[str, Any]:
-    """Encoder states and masks of all branches; encoded once."""
+def _encoder_rows(session: Session, name: str) -> dict[str, Any]:
+    """Encoder states and masks of all branches of a model; encoded once."""
     from transformers.modeling_outputs import BaseModelOutput
 
-    todo = [b for b in session.active[""] if b not in session.encoded]
+    active = session.active[name]
+    todo = [b for b in active if b not in session.encoded]
     if todo:
-        own = [session.prompts[b.state] for b in todo]
+        own = [session.prompt(b) for b in todo]
         ids, mask = torch.cat([p.ids for p in own]), torch.cat([p.mask for p in own])
-        hidden = session.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        encoder = session.models[name].get_encoder()
+        taken = parameters(encoder)
+        further = {k: session.given(k, todo) for k in session.inputs if k in taken}
+        hidden = encoder(input_ids=ids, attention_mask=mask, **further).last_hidden_state
         for branch, h, m in zip(todo, hidden.chunk(len(todo)), mask.chunk(len(todo)), strict=True):
+            zeros = session.zeros.get(session.state(branch))
+            if zeros is not None:
+                h, m = torch.zeros_like(h), m if zeros.seen else torch.zeros_like(m)
             session.encoded[branch] = (h, m)
-    kept = [session.encoded[b] for b in session.active[""]]
+    kept = [session.encoded[b] for b in active]
+    times = session.repeat // session.codebooks
     return {
-        "encoder_outputs": BaseModelOutput(torch.cat([session.expand(h) for h, _ in kept])),
-        "attention_mask": torch.cat([session.expand(m) for _, m in kept]),
+        "encoder_outputs": BaseModelOutput(
+            torch.cat([h.repeat_interleave(times, 0) for h, _ in kept])
+        ),
+        "attention_mask": torch.cat([m.repeat_interleave(times, 0) for _, m in kept]),
     }

@@ -111,10 +111,12 @@ class Point(ABC):
     """Moves the input of a branch away from `x`, given the predictions it needs.
 
     `keeps_noise` says what the branch predicts: the clean estimate there or, where it is true,
-    the estimate that the noise predicted there means for `x`.
+    the estimate that the noise predicted there means for `x`. `past` says that what moves is the
+    keys and values of the tokens before, where tokens follow one another.
     """
 
     keeps_noise: ClassVar[bool] = False
+    past: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, x: Tensor, predictions: "Predictions", ctx: "Context") -> Tensor:

@@ -56,9 +56,9 @@ def combine(
         The guided prediction, shaped like one of them, in float32 (float64 if they are).
 
     Raises:
-        ValueError: A branch that the guide asks for is missing; shapes differ; the guide does
-            not serve the domain; `x`, `t` or `schedule` are needed but missing; a row of
-            probabilities adds up to 0.
+        ValueError: A branch that the guide asks for is missing, or shares its name with another;
+            shapes differ; the guide does not serve the domain; `x`, `t` or `schedule` are needed
+            but missing; a row of probabilities adds up to 0.
 
     Example:
         >>> import torch, fairlead as fl
@@ -100,7 +100,13 @@ def combine(
 def _given(
     wanted: Mapping[Branch, Rows], predictions: Mapping[str, Tensor]
 ) -> dict[Branch, Tensor]:
+    names = [branch.name for branch in wanted]
     for branch in wanted:
+        if names.count(branch.name) > 1:
+            raise ValueError(
+                f"combine: the guide asks for different branches of one name, {branch.name!r}, so "
+                "predictions cannot be told apart by name; combine its terms one after another"
+            )
         if branch.name not in predictions:
             raise ValueError(
                 f"combine: the guide asks for branch {branch.name!r}, which is missing; "

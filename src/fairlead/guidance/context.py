@@ -101,14 +101,14 @@ class Run:
         return find(owner, name, self.energies)
 
     def reward(self, owner: str, name: str) -> Callable[[Tensor], Tensor]:
-        """A function that a guide scores samples with, by name.
+        """A function that a guide or a sampler scores samples with, by name.
 
         Raises:
             ValueError: There is none of that name.
         """
         if name not in self.rewards:
             raise ValueError(
-                f"{owner}: there is no {name!r}: pass rewards={{{name!r}: function}}; "
+                f"{owner}: there is no reward {name!r}: pass rewards={{{name!r}: function}}; "
                 f"{nearest(name, self.rewards)}"
             )
         return self.rewards[name]
@@ -348,6 +348,9 @@ class Context:
             is 0, so that dividing is safe.
         place: Where the node that is being asked stands.
         tokens: What was generated so far, `(B, n)`, where tokens follow one another.
+        look: Where tokens follow one another: from moved keys and values of the tokens before,
+            `(R, layers, 2, heads, n, width)`, and whether hidden states are wanted, the
+            log-probabilities of the next token `(R, V)` and the mean hidden state `(R, H)`.
         batch: Number of samples.
         ndim: Number of dimensions of a prediction.
         done: Predictions so far, for what depends on them before all are there.
@@ -379,6 +382,7 @@ class Context:
         self.run = run
         self.denoiser = denoiser
         self.tokens: Tensor | None = None
+        self.look: Callable[[Tensor, bool], tuple[Tensor, Tensor | None]] | None = None
         self._like = like  # where there is no x: a prediction, for dtype and device
         self.batch = batch if x is None else x.shape[0]
         # predictions over a vocabulary have one dimension more than the tokens

@@ -1,7 +1,8 @@
 """From branches to as few network calls as possible."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -12,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fairlead.condition import Condition, concatenate
 from fairlead.denoiser import Denoiser, working_dtype
-from fairlead.guidance.branch import Branch, Maps, Predictions
-from fairlead.guidance.context import Context, Run
+from fairlead.guidance.branch import Branch, Capture, Maps, Predictions
+from fairlead.guidance.context import Context, Plan, Run
 from fairlead.guidance.hooks import Span, perturbed
+from fairlead.guidance.replacing import shared
 from fairlead.parameters import nearest
 from fairlead.schedules import Level
 
@@ -101,6 +103,43 @@ class Evaluator:
         self._last_stack = self._plain_stack(wanted, ctx)
         return done
 
+    def read(
+        self, branch: Branch, x: Tensor, captures: Sequence[Capture], ctx: Context
+    ) -> Predictions:
+        """A branch at another `x`, with what captures keep of its attention.
+
+        The graph is kept where `x` requires a gradient: prediction and maps can then be
+        differentiated in it. The evaluation counts, and nothing of the context changes.
+
+        Args:
+            branch: What is predicted; it may not need other branches.
+            x: Where, `(B, ...)`.
+            captures: What is kept; see `Predictions.maps`.
+            ctx: The evaluation.
+
+        Raises:
+            ValueError: The branch needs others.
+        """
+        if branch.needs:
+            raise ValueError(
+                f"the branch {branch.name!r} cannot be read alone: it needs "
+                f"{', '.join(b.name for b in branch.needs)}"
+            )
+        kept = ctx.x, ctx.plan, ctx.maps, ctx.done
+        done: dict[Branch, Tensor] = {}
+        maps: Maps = {}
+        ctx.x, ctx.plan, ctx.maps, ctx.done = x, Plan(branch), maps, None
+        ctx.plan.captures = {branch: list(captures)}
+        ctx.given = self.given
+        try:
+            with torch.set_grad_enabled(x.requires_grad):
+                self._predict(
+                    self.model(branch.model), {branch: None}, done, ctx, graph=x.requires_grad
+                )
+        finally:
+            ctx.x, ctx.plan, ctx.maps, ctx.done = kept
+        return Predictions(branch, done, maps)
+
     def _predict_all(
         self,
         branches: dict[Branch, Tensor | None],
@@ -174,7 +213,8 @@ class Evaluator:
             outputs = [model.predict(x, level, condition) for model, condition in calls]
             return dict(zip(branches, outputs, strict=True))
         model, condition = calls[0]
-        output = model.predict(torch.cat([x] * len(branches)), level, condition)
+        with _trunk(model, len(branches), ctx):
+            output = model.predict(torch.cat([x] * len(branches)), level, condition)
         return dict(zip(branches, output.chunk(len(branches)), strict=True))
 
     def model(self, name: str) -> Denoiser:
@@ -345,13 +385,16 @@ class Evaluator:
                 samples = range(size) if request.rows is None else request.rows.tolist()
                 spans.append(Span(start, samples, request.branch, captures))
             start += size
-        predict = denoiser.predict
-        if graph and self.checkpoint and not spans:  # hooks would be gone when it is repeated
+        predict: Callable[..., Tensor] = denoiser.predict
+        again = graph and self.checkpoint
+        if again and not spans:
             predict = partial(checkpoint, denoiser.predict, use_reentrant=False)
         limit = self.max_batch or start
         if start <= limit and not spans:
             ctx.run.report.calls += 1
-            output = predict(x, _rows_of(ctx.level, requests, 0, start), condition)
+            same = all(r.x is ctx.x for r in requests)
+            with _trunk(denoiser, len(requests) if same else 1, ctx):
+                output = predict(x, _rows_of(ctx.level, requests, 0, start), condition)
             return [output] if len(requests) == 1 else list(torch.split(output, sizes))
         parts = []
         for first in range(0, start, limit):
@@ -361,8 +404,11 @@ class Evaluator:
             chunk = condition if whole else condition.rows(slice(first, last))
             level = _rows_of(ctx.level, requests, first, last)
             maps: Maps = {}
-            with perturbed(denoiser, local, ctx, last - first, maps):
-                parts.append(predict(x if whole else x[first:last], level, chunk))
+            call = partial(_hooked, denoiser, predict, local, ctx)
+            # what perturbations read of the context may have changed when it is repeated
+            if again and not any(s.branch.perturbations for s in local):
+                call = partial(checkpoint, call, use_reentrant=False)
+            parts.append(call(x if whole else x[first:last], level, chunk, maps))
             _append(ctx.maps, maps)
             ctx.run.report.calls += 1
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -380,6 +426,36 @@ class Evaluator:
         if fixed:
             self._stacked[key] = stacked
         return stacked
+
+
+def _hooked(
+    denoiser: Denoiser,
+    predict: Callable[..., Tensor],
+    spans: list[Span],
+    ctx: Context,
+    x: Tensor,
+    level: Level,
+    condition: Condition,
+    maps: Maps,
+) -> Tensor:
+    """A network call under hooks; the first time, what captures keep is added to `maps`."""
+    into: Maps = {}
+    with perturbed(denoiser, spans, ctx, len(x), into):
+        out = predict(x, level, condition)
+    if not maps:
+        maps.update(into)
+    return out
+
+
+@contextmanager
+def _trunk(denoiser: Denoiser, copies: int, ctx: Context) -> Iterator[None]:
+    """Inside, what does not depend on the condition runs once for several branches at `ctx.x`."""
+    if copies == 1 or not denoiser.trunk:
+        yield
+        return
+    ctx.run.report.shared += copies - 1
+    with shared(denoiser.trunk, copies * ctx.batch, copies):
+        yield
 
 
 def _alike(denoiser: Denoiser, requests: list[_Request]) -> list[list[_Request]]:

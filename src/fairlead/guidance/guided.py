@@ -15,7 +15,6 @@ from fairlead.guidance.branch import COND, AttentionPerturbation, Branch, Predic
 from fairlead.guidance.context import Context, Place, Plan, Run, Weight, magnitude
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.guidance.masks import require_masks
-from fairlead.parameters import nearest
 from fairlead.prediction import Prediction
 from fairlead.schedules import Level
 
@@ -95,13 +94,7 @@ class GuidedModel:
         return numbers
 
     def reward(self, name: str) -> Reward:
-        rewards = self.run.rewards
-        if name not in rewards:
-            raise ValueError(
-                f"the sampler asks for the reward {name!r}: pass "
-                f"fl.sample(rewards={{{name!r}: function}}); {nearest(name, rewards)}"
-            )
-        return rewards[name]
+        return self.run.reward("sampler", name)
 
     @property
     def parts(self) -> list[tuple[Weight, Tensor]]:

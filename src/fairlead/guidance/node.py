@@ -70,6 +70,11 @@ class Node:
         """What it wants kept of the attention of branches, for `Predictions.maps`."""
         return ()
 
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Names of the functions that it scores samples with, which are asked for at the start."""
+        return ()
+
     def __post_init__(self) -> None:
         for f in fields(self):
             value = _plain(getattr(self, f.name))

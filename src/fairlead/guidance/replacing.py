@@ -73,6 +73,30 @@ def replacing(
             _leave(module)
 
 
+@contextmanager
+def shared(modules: Sequence[nn.Module], batch: int, copies: int) -> Iterator[None]:
+    """Lets modules run for the first `batch / copies` rows of a call, in this thread.
+
+    What they return stands for the others too: to them every copy of these rows is the same.
+    """
+
+    def handle(
+        original: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> Any:
+        first = next(v for v in (*arguments, *named.values()) if isinstance(v, Tensor))
+        pick = _picker(first.shape[0], list(range(batch // copies)), batch)
+        output = original(*map(pick, arguments), **{k: pick(v) for k, v in named.items()})
+        return _deep(output, lambda t: t.repeat(copies, *[1] * (t.ndim - 1)))
+
+    try:
+        for module in modules:
+            _enter(module, handle)
+        yield
+    finally:
+        for module in modules:
+            _leave(module)
+
+
 def _enter(module: nn.Module, handler: _Handler) -> None:
     with _lock:
         held = _handlers.setdefault(module, {})
@@ -167,3 +191,10 @@ def _by_sample(value: Tensor, batch: int) -> Tensor:
 
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tuple(map(change, value)) if isinstance(value, tuple) else change(value)
+
+
+def _deep(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Every tensor inside, in tuples and lists of any depth, changed."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_deep(v, change) for v in value)
+    return change(value) if isinstance(value, Tensor) else value

@@ -49,6 +49,7 @@ class Report:
     Attributes:
         entries: One entry an evaluation.
         nfe: Network evaluations so far: a number, or one a sample `(B,)`.
+        shared: How many of these took over the trunk of another (`Denoiser(trunk=...)`).
         backwards: Backward passes through the network, each for all samples.
         gradients: Gradients of energies, each for all samples.
         seconds: Wall time of the run, once it has ended.
@@ -59,6 +60,7 @@ class Report:
         self.entries: list[Entry] = []
         self.nfe: int | Tensor = 0
         self.calls = 0
+        self.shared = 0
         self.backwards = 0
         self.gradients = 0
         self.seconds = 0.0
@@ -124,6 +126,8 @@ class Report:
         lines = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
         nfe = self.nfe if isinstance(self.nfe, int) else self.nfe.double().mean().item()
         cost = f"evaluations per sample: {nfe:g}, network calls: {self.calls}"
+        if self.shared:
+            cost += f", with a shared trunk: {self.shared}"
         if self.gradients:
             cost += f", backward passes: {self.backwards}, energy gradients: {self.gradients}"
         return "\n".join([*lines, cost])

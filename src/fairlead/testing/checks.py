@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
-from fairlead.energy import Classifier, Energy, Linear, Symmetry
+from fairlead.energy import Boxes, Classifier, Energy, Linear, Symmetry
 from fairlead.guidance.algebra import Guide, Rule, Term
 from fairlead.guidance.branch import Branch, Predictions, Transform
 from fairlead.guidance.combine import combine
@@ -42,6 +42,7 @@ ENERGIES: dict[str, Energy] = {
     "measurement": Linear(lambda z: z.flatten(2).mean(2), [0.3, -0.2], noise=0.5),
     "classifier": Classifier(lambda z: z.flatten(1)[:, :120].reshape(-1, 10, 12).sum(2), label=1),
     "symmetry": Symmetry(),
+    "boxes": Boxes({1: (0.0, 0.0, 0.5, 1.0), (2, 3): (0.5, 0.25, 1.0, 1.0)}),
 }
 """Energies that guides find here by name."""
 

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import fairlead as fl
+from fairlead.guidance.context import Run
 
 P_C = torch.tensor([[0.6, 0.1], [0.1, 0.2]], dtype=torch.float64)
 P_U = (P_C + torch.tensor([[0.1, 0.2], [0.5, 0.2]], dtype=torch.float64)) / 2
@@ -56,6 +57,68 @@ def test_candidates_alone_remain_and_are_all_that_is_classified():
     assert_close(out, weights / weights.sum())
 
 
+P = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.97, 0.01, 0.01, 0.01]], dtype=torch.float64)
+Q = torch.tensor([0.1, 0.9, 0.5, 0.2], dtype=torch.float64)
+
+
+def caif(guide, run=None, seen=None):
+    def classifier(tokens):
+        if seen is not None:
+            seen.append(tokens)
+        return Q[tokens[:, -1]].log()
+
+    return fl.combine(
+        guide,
+        {"cond": P.log()},
+        domain="logprob",
+        tokens=torch.tensor([[7], [8]]),
+        rewards={"classifier": classifier},
+        run=run,
+    ).exp()
+
+
+def test_of_the_candidates_the_best_sums_remain():
+    """CAIF: j = 3 candidates, scores less their means, the k = 2 largest, normalised."""
+    out = caif(fl.CFG(1.0) | fl.Fudge(2.0, top_k=3, keep=2))
+    for row, p in zip(out, P, strict=True):
+        best = p.topk(3).indices
+        score = p[best].log() - p[best].log().mean()
+        score = score + 2.0 * (Q[best].log() - Q[best].log().mean())
+        kept = best[score.topk(2).indices]
+        expected = torch.zeros(4, dtype=torch.float64)
+        expected[kept] = p[kept] * Q[kept] ** 2
+        assert_close(row, expected / expected.sum())
+
+
+def test_without_strength_the_likeliest_remain():
+    out = caif(fl.CFG(1.0) | fl.Fudge(0.0, top_k=0, keep=2))
+    assert_close(out[0], torch.tensor([4.0, 0.0, 3.0, 0.0], dtype=torch.float64) / 7)
+
+
+def test_texts_whose_next_token_is_sure_are_not_reweighted():
+    seen = []
+    out = caif(fl.CFG(1.0) | fl.Fudge(1.0, top_k=0, entropy=0.5), seen=seen)
+    assert seen[0].tolist() == [[7, k] for k in (0, 2, 3, 1)]  # the entropies: 1.28 and 0.17
+    assert_close(out, torch.stack([P[0] * Q / (P[0] * Q).sum(), P[1]]))
+    entropy = -(P * P.log()).sum(1)
+    for bound, calls in ((entropy[0] * 0.999, 1), (entropy[0] * 1.001, 0)):
+        seen.clear()
+        caif(fl.CFG(1.0) | fl.Fudge(1.0, top_k=0, entropy=float(bound)), seen=seen)
+        assert len(seen) == calls
+
+
+def test_between_every_so_many_tokens_the_model_goes_on_alone():
+    guide, run = fl.CFG(1.0) | fl.Fudge(1.0, top_k=0, every=3), Run(check=False, record=False)
+    changed = [not torch.allclose(caif(guide, run), P) for _ in range(7)]
+    assert changed == [True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize(("name", "value"), [("keep", -1), ("entropy", -0.1), ("every", 0)])
+def test_bad_values_are_named(name, value):
+    with pytest.raises(ValueError, match=f"fudge: {name} must be in .*, got {value}"):
+        fl.Fudge(1.0, **{name: value})
+
+
 def test_no_strength_and_a_constant_classifier_change_nothing():
     p = torch.tensor([[0.4, 0.1, 0.3, 0.2]], dtype=torch.float64).log()
     plain = fl.combine(fl.CFG(1.0) | fl.Fudge(0.0, top_k=0), {"cond": p}, domain="logprob")
@@ -74,7 +137,7 @@ def test_what_is_missing_is_named():
     p = torch.full((1, 4), 0.25).log()
     with pytest.raises(ValueError, match="tokens so far are not known"):
         fl.combine(fl.CFG(1.0) | fl.Fudge(1.0), {"cond": p}, domain="logprob")
-    with pytest.raises(ValueError, match="no 'judge': pass rewards="):
+    with pytest.raises(ValueError, match="no reward 'judge': pass rewards="):
         fl.combine(
             fl.CFG(1.0) | fl.Fudge(1.0, classifier="judge"),
             {"cond": p},
@@ -107,5 +170,5 @@ def test_generation_hands_over_what_it_generated():
     )
     assert bool((out.sequences[:, 3:] % 2 == 0).all())
     assert lengths == [1, 2, 3, 4, 5]
-    with pytest.raises(ValueError, match="no 'classifier': pass rewards="):
+    with pytest.raises(ValueError, match="no reward 'classifier': pass rewards="):
         fl.generate(model, None, [[1]], guide=guide)

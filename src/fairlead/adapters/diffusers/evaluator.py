@@ -278,10 +278,16 @@ class PipelineEvaluator(Evaluator):
     ) -> None:
         assert self.native is not None
         assert ctx.x is not None
+        if graph and caches.enabled(self.native.network):
+            raise ValueError(
+                "steer: the guide differentiates the network, and a cache of diffusers stands "
+                "between its input and its output; disable the cache, or take a guide that "
+                "stops at the clean estimate, such as mpgd"
+            )
         main = denoiser is self.denoiser
         requests = []
         left = dict(branches)
-        if main and self.layout.kind == "rows" and len(self.layout.slots) > 1:
+        if main and not graph and self.layout.kind == "rows" and len(self.layout.slots) > 1:
             by_slot = {self.slot(b): b for b, rows in left.items() if self._is_plain(b, rows)}
             full = set(by_slot) == set(self.layout.slots) and self.plan_batching != "sequential"
             if by_slot and (self.fixed_rows or full):
@@ -289,7 +295,7 @@ class PipelineEvaluator(Evaluator):
                 total = self.native.batch * len(laid)
                 requests.append(_Request(laid, self.native.bound, total, ctx.x, native=True))
                 left = {b: r for b, r in left.items() if b not in by_slot.values()}
-        requests += [self._asked(b, rows, done, ctx) for b, rows in left.items()]
+        requests += [self._asked(b, rows, done, ctx, graph) for b, rows in left.items()]
         for request in requests:
             for _ in request.branches:
                 ctx.run.report.count(ctx.batch, request.rows)
@@ -318,7 +324,12 @@ class PipelineEvaluator(Evaluator):
         return not changed and (rows is None or self.fixed_rows) and self.slot(branch) is not None
 
     def _asked(
-        self, branch: Branch, rows: Tensor | None, done: dict[Branch, Tensor], ctx: Context
+        self,
+        branch: Branch,
+        rows: Tensor | None,
+        done: dict[Branch, Tensor],
+        ctx: Context,
+        graph: bool = False,
     ) -> _Request:
         assert self.native is not None
         assert ctx.x is not None
@@ -338,6 +349,7 @@ class PipelineEvaluator(Evaluator):
                 made = inputs.lengthened(made, given, inputs.leaves(behind))
         if branch.point is not None:
             x = branch.point(x, Predictions(ctx.plan.base, done, ctx.maps), ctx)
+        if graph or branch.point is not None:
             made = inputs.put(made, self.sample(x, made))
         count = self.native.batch
         if rows is not None:
@@ -406,6 +418,10 @@ class PipelineEvaluator(Evaluator):
                 output = native.inner(**joined)
         if self.output is None or not any(r.rows is not None for r in group):
             self.output = output
+            if torch.is_grad_enabled():  # not to keep a graph until the next step
+                found = inputs.prediction(output)
+                kept = inputs.like(inputs.stacked(found).detach(), found)
+                self.output = inputs.replaced(output, kept)
         return output
 
     def _context(self, group: list[_Request]) -> str:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fairlead.adapters.diffusers import caches, inputs
+from fairlead.adapters.diffusers.decoding import Decoder
+from fairlead.adapters.diffusers.energies import shown
 from fairlead.adapters.diffusers.evaluator import (
     Batching,
     Native,
@@ -52,6 +54,8 @@ class Setting:
         check: Whether a NaN or infinity raises.
         record: Whether norms are kept.
         sampler: Corrects the scheduler's steps, or `None`.
+        energies: Energies by name.
+        decode: From clean latents and their grid to what energies of clean samples judge.
     """
 
     pipe: Any
@@ -69,6 +73,8 @@ class Setting:
     check: bool = True
     record: bool = True
     sampler: PCG | None = None
+    energies: Mapping[str, Any] = field(default_factory=dict)
+    decode: Decoder | None = None
 
 
 class Session:
@@ -251,6 +257,8 @@ class Session:
             self._steps(),
             check=not self.raw and setting.check,
             record=setting.record,
+            levels=() if self.levels is None else self.levels.ahead(self.time),
+            energies=shown(self.guide, setting.energies, setting.decode, inputs.grid(native.bound)),
             masks=self._masks(native),
         )
         run.report = self.report
@@ -310,7 +318,7 @@ class Session:
             return value
         kept = self._latents(value)
         if kept.shape != value.shape and branch == ctx.plan.base:
-            self._rest = value[:, kept.shape[1] :]
+            self._rest = value[:, kept.shape[1] :].detach()
         assert self.levels is not None
         return self.levels.to_x0(kept.to(x.dtype), x, ctx.level, self.setting.reading.sign)
 

@@ -6,6 +6,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from fairlead.adapters.diffusers import inputs
+from fairlead.guidance.algebra import Guide
 from fairlead.samplers.pcg import PCG
 
 if TYPE_CHECKING:
@@ -39,13 +40,6 @@ def both_ends(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
         ends, levels = session.ends, session.levels
         if ends is None or ends.denoise is ends.renoise or levels is None:
             return step(*args, **kwargs)
-        order = getattr(session.setting.pipe.scheduler, "order", 1)
-        if order != 1:
-            raise ValueError(
-                f"steer: {session.guide} renoises with another prediction than it denoises with, "
-                f"and {type(session.setting.pipe.scheduler).__name__} evaluates {order} times a "
-                "step; take a scheduler of order 1"
-            )
         churn = _filled(signature, args, kwargs).get("s_churn")
         if churn:
             raise ValueError(
@@ -82,6 +76,26 @@ def corrected(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
         return step(*bound.args, **bound.kwargs)
 
     return stepped
+
+
+def require_order(guide: Guide, scheduler: Any) -> None:
+    """Refuses guides of two ends where a step has several evaluations.
+
+    Raises:
+        ValueError: Names what has two ends, and the scheduler.
+    """
+    order = getattr(scheduler, "order", 1)
+    if type(scheduler).__name__ == "PNDMScheduler" and not scheduler.config.skip_prk_steps:
+        order = 4  # its first steps are of Runge-Kutta's method
+    if order == 1:
+        return
+    for node in guide.nodes():
+        if getattr(node, "claims_renoise", False) or getattr(node, "apart", False):
+            raise ValueError(
+                f"steer: {node} renoises with another prediction than it denoises with, and "
+                f"{type(scheduler).__name__} evaluates {order} times a step; take a scheduler of "
+                "order 1"
+            )
 
 
 def _filled(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:

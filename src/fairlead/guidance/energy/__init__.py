@@ -8,6 +8,7 @@ from fairlead.guidance.energy.elucd import EluCD
 from fairlead.guidance.energy.flowchef import FlowChef
 from fairlead.guidance.energy.freedom import FreeDoM
 from fairlead.guidance.energy.gfcg import GFCG
+from fairlead.guidance.energy.layout import Layout
 from fairlead.guidance.energy.lgd import LGD
 from fairlead.guidance.energy.mpgd import MPGD
 from fairlead.guidance.energy.norm_guidance import NormGuidance
@@ -27,5 +28,6 @@ __all__ = [
     "EluCD",
     "FlowChef",
     "FreeDoM",
+    "Layout",
     "NormGuidance",
 ]

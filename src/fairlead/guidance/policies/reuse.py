@@ -21,6 +21,7 @@ from fairlead.guidance.algebra import (
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.context import Run
 from fairlead.guidance.replacing import Features, Replacement
+from fairlead.layers import with_parameters
 from fairlead.parameters import choose
 
 
@@ -139,7 +140,7 @@ class FeatureReuse(Policy):
         names = {layer.module: name for name, layer in known.items()}
         patterns = self.layers or tuple(n for n, a in known.items() if a.kind != "cross")
         chosen = denoiser.match_attention("reuse", patterns or "*", ("self", "joint"))
-        return {names[a.module]: _with_parameters(denoiser.network, a.module) for a in chosen}
+        return {names[a.module]: with_parameters(denoiser.network, a.module) for a in chosen}
 
     def reuses(self, run: Run, step: int | None = None) -> bool:
         """Whether a step, by default the current one, takes extrapolated features."""
@@ -183,17 +184,3 @@ def _both(a: Features, b: Features, change: Any) -> Features:
         return tuple(change(x, y) for x, y in zip(a, b, strict=True))
     made: Tensor = change(a, b)
     return made
-
-
-def _with_parameters(network: Any, module: nn.Module) -> nn.Module:
-    """The module, or the nearest one around it that has parameters."""
-    if next(module.parameters(), None) is not None or not isinstance(network, nn.Module):
-        return module
-    names = {m: n for n, m in network.named_modules()}
-    name = names[module]
-    while "." in name:
-        name = name.rpartition(".")[0]
-        outer = network.get_submodule(name)
-        if next(outer.parameters(), None) is not None:
-            return outer
-    return module

@@ -13,6 +13,7 @@ from fairlead.guidance.terms.multi import Multi
 from fairlead.guidance.terms.noise_damped import NoiseDamped
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.terms.perp_neg import PerpNeg
+from fairlead.guidance.terms.pplm import PPLM
 from fairlead.guidance.terms.safe import Safe
 from fairlead.guidance.terms.sag import SAG
 from fairlead.guidance.terms.seg import SEG
@@ -25,6 +26,7 @@ __all__ = [
     "CFG",
     "ICG",
     "PAG",
+    "PPLM",
     "SAG",
     "SEG",
     "SINE",

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
-from fairlead.guidance.algebra import Scale, Term, less_one, register
+from fairlead.guidance.algebra import ALL_DOMAINS, Scale, Term, less_one, register
 from fairlead.guidance.branch import Branch
 
 
-@register("autoguidance", ids=("S036", "XT5"), nfe=1, neutral="1.0")
+@register("autoguidance", ids=("S036", "XT5", "S091"), nfe=1, neutral="1.0")
 @dataclass(frozen=True)
 class Autoguidance(Term):
     r"""Pushes away from a weaker model under the same condition.
@@ -15,7 +16,8 @@ class Autoguidance(Term):
     .. math:: D = D_0(x, c) + w (D_1(x, c) - D_0(x, c))
 
     The weak model ``D_0`` should be a smaller or less trained version of ``D_1``, degraded in the
-    same way. It is evaluated at the same ``x``, signal and noise level.
+    same way. It is evaluated at the same ``x``, signal and noise level. ZeroMMT, which translates
+    with an image, takes the text model that it was made from, without the image, and ``w = 1.25``.
 
     * Cost: 1 NFE of the weak model beside the conditional one.
     * Neutral: ``w = 1`` evaluates the main model alone.
@@ -35,8 +37,11 @@ class Autoguidance(Term):
         'autoguidance(2.0)'
 
     Source:
-        Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine (2024), arXiv:2406.02507.
+        Karras, Aittala, Kynkaanniemi, Lehtinen, Aila, Laine (2024), arXiv:2406.02507; Futeral
+        et al. (2024), arXiv:2407.13579.
     """
+
+    domains: ClassVar[frozenset[str]] = ALL_DOMAINS
 
     w: Scale
     model: str = "weak"
