@@ -53,7 +53,7 @@ def _answers(table: TokenTable, guide: str) -> dict[str, Tensor]:
     for _ in range(UPDATES):
         some = seen.rows(torch.randint(TRAIN, (256,), generator=g))
         optimiser.zero_grad()
-        distillation_loss(student, some).mean().backward()
+        distillation_loss(student, some).mean().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         falling.step()
     network.requires_grad_(False)
