@@ -212,8 +212,8 @@ def test_what_cannot_be_moved_is_refused(tiny):
         pytest.raises(ValueError, match="moves the sample before each step, and PNDM"),
     ):
         steered(pipe, recipe, fl.CFG(4.0) + layout())
+    other, its = tiny("flux")
     with pytest.raises(ValueError, match=r"layout: .*cross"):
-        other, its = tiny("flux")
         steered(other, its, layout())
     pipe, recipe = tiny("sd_controlnet")
     with pytest.raises(ValueError, match="leave out the term that moves it, or the ControlNet"):
