@@ -96,7 +96,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
     "in the box, which fill more than the share the energy asks for, more than half were asked for "
     "at first, and 0.27 are",
     expected="the square follows the box: correlation of both coordinates above 0.9, and below 0.2 "
-    "without the energy; squares exactly in the box more than 3 times as often as without; at least "
+    "without the energy; squares exactly in the box over 3 times as often as without; at least "
     "95 % of the samples within 0.1 of a picture of a square",
 )
 def boxes() -> Finding:
