@@ -3,6 +3,7 @@
 from fairlead.discrete.best_of import BestOf
 from fairlead.discrete.classifier import Classifier
 from fairlead.discrete.denoiser import TokenDenoiser
+from fairlead.discrete.distilled import Distilled, Pairs, distillation_loss, pairs
 from fairlead.discrete.process import (
     PROCESSES,
     Masked,
@@ -35,9 +36,11 @@ __all__ = [
     "Classifier",
     "Dirichlet",
     "DirichletFlow",
+    "Distilled",
     "MaskGIT",
     "Masked",
     "MaskedUniform",
+    "Pairs",
     "Process",
     "Rates",
     "TokenDenoiser",
@@ -46,6 +49,8 @@ __all__ = [
     "Transition",
     "Uniform",
     "Unmask",
+    "distillation_loss",
+    "pairs",
     "sample",
     "transition",
 ]
