@@ -111,7 +111,7 @@ def bit(logit: Tensor) -> Tensor:
     setting="a bit with log-odds t + 3 s, t, s = +-1, in the case t = -s; null is the mean over "
     "both, the style alone that over t; A = 3 and B = 1, 3, 5, 9; exact",
     expected="probability of what the text says .0025 (.003 in the entry), .087, .786, .9998, "
-    "rising; below a half at B = 1 and above it at the paper's B = 5; at B = 1 plain CFG with w = 3",
+    "rising; below a half at B = 1 and above it at the paper's B = 5; at B = 1 as plain CFG",
 )
 def balance() -> Finding:
     """Closed form."""
