@@ -120,9 +120,9 @@ def log_likelihood(
     even = torch.where(answer, 0.0, -torch.inf).double()
     for i in range(draws):
         u = (i + numbers.uniform(size.double())) / draws  # one stratum of counts a draw
-        count = (u * size).floor().long() + 1
-        hidden = numbers.subset(even, count)
-        share = float((count / size.clamp(min=1)).mean())
+        chosen = (u * size).floor().long() + 1
+        hidden = numbers.subset(even, chosen)
+        share = float((chosen / size.clamp(min=1)).mean())
         said = torch.where(hidden, scored(hidden, process.level(min(share, 1.0))), 0.0)
-        total += said.sum(1) * size / count / draws
+        total += said.sum(1) * size / chosen / draws
     return total
