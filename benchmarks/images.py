@@ -1,13 +1,16 @@
 """Guides that follow a judge on the shipped CIFAR-10 model: classes and inverse problems.
 
-`python -m benchmarks.images OUT` trains an independent judge, guides unconditional sampling by the
-shipped classifier, and solves inverse problems on test images; it writes `energy_classes.csv`,
-`energy_inverse.csv` and `inverse.png` to the folder. Success and Fréchet distance are those of the
-independent judge and its features, since features of the judge that guided would flatter it.
+`python -m benchmarks.images OUT` guides sampling by the shipped classifier, and solves inverse
+problems on test images; it writes `energy_classes.csv`, `energy_inverse.csv` and `inverse.png` to
+the folder. Success and Fréchet distance are those of the independent judge and its features, since
+the judge that guided flatters its samples. A row is written when its guide is done, and rows that
+are there for the same number of samples and steps are not made again. Seconds are those of the
+processor, which other work on the machine changes least; of the wall clock on a GPU.
 """
 
 import argparse
 import csv
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,71 +19,72 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import fairlead as fl
-from fairlead.energy import Classifier, Linear, blur, downsampling, inpainting
+from fairlead.energy import Classifier, Ensemble, Linear, blur, downsampling, inpainting
 from fairlead.metrics import frechet_distance, judge_report, moments
 from fairlead.models import classifier as networks
 from fairlead.models import zoo
+from fairlead.training.classifier import train_classifier
 from fairlead.training.data import cifar10
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NOISE = 0.02
+MEMBERS = {1: (48, 96, 160), 2: (64, 96, 192)}
+"""Widths of further judges that guide together with the shipped one, by seed."""
+TRAINING = 300
+"""Steps of their training."""
+
+COST = ["NFE", "backwards", "gradients", "seconds"]
+MEASURED = "the measurement itself"
+
+Try = tuple[str, Any, str]
 
 
-def independent(seconds: float) -> networks.Classifier:
-    """Another architecture with another seed on the training images, for some seconds."""
-    torch.manual_seed(1)
-    images = cifar10("train")
-    x, y = images.batch(torch.arange(len(images)))
-    x, y = x.to(DEVICE), y.to(DEVICE)
-    network = networks.Classifier(widths=(48, 96, 192, 256), patch=1).to(DEVICE).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
-    began, step = time.perf_counter(), 0
-    while (passed := time.perf_counter() - began) < seconds:
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, step / 100) * max(0.02, 1 - passed / seconds)
-        index = torch.randint(len(x), (256,), device=DEVICE)
-        batch = x[index]
-        dx, dy = torch.randint(0, 9, (2,)).tolist()
-        batch = F.pad(batch, (4, 4, 4, 4), mode="reflect")[..., dy : dy + 32, dx : dx + 32]
-        flip = torch.rand(len(batch), 1, 1, 1, device=DEVICE) < 0.5
-        batch = torch.where(flip, batch.flip(3), batch)
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):  # slow on most CPUs
-            loss = F.cross_entropy(network(batch).float(), y[index], label_smoothing=0.1)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        step += 1
-    network.eval().requires_grad_(False)
-    test = cifar10("test")
-    tx, ty = test.batch(torch.arange(len(test)))
-    parts = [network(p.to(DEVICE)).argmax(1).cpu() for p in tx.split(500)]
-    print(
-        f"independent judge: {step} steps, accuracy {(torch.cat(parts) == ty).float().mean():.3f}"
-    )
-    return network
-
-
-def classes(judge: networks.Classifier, out: Path, n: int, steps: int) -> None:
-    """Class guidance of the unconditional model by the shipped classifier."""
+def model(half: bool) -> fl.Denoiser:
+    """The shipped model, in bfloat16 if that is asked for."""
     d = fl.load("cifar10", device=DEVICE)
-    own = zoo.classifier("cifar10").to(DEVICE)
-    labels = torch.arange(n) % 10
+    d.autocast = torch.bfloat16 if half else None
+    return d
+
+
+def members(folder: Path) -> list[networks.Classifier]:
+    """The further judges that guide, trained once and kept in a folder."""
+    found = []
+    for seed, widths in MEMBERS.items():
+        name = f"cifar10-member-{seed}"
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            torch.manual_seed(seed + 1)  # 1 is the independent judge's
+            network = networks.Classifier(widths=widths).to(DEVICE)
+            train_classifier(
+                network, cifar10("train"), max_steps=TRAINING, flip=True, pad=4, seed=seed + 1
+            )
+            zoo.save(network, {"name": name, "network": "classifier"}, folder)
+        found.append(zoo.classifier(path, device=DEVICE))
+    return found
+
+
+def classes(out: Path, n: int, steps: int, cache: Path, half: bool) -> None:
+    """Class guidance of the unconditional model by the shipped classifier."""
+    d, labels = model(half), torch.arange(n) % 10
+    own, judge = (zoo.classifier(k, device=DEVICE) for k in ("cifar10", "cifar10-judge"))
     given = Classifier(own, labels)
     guiding, other = Classifier(own, labels), Classifier(judge, labels)
-    images = cifar10("train")
-    x, _ = images.batch(torch.arange(min(len(images), 10_000)))
-    features = torch.cat([judge.features(p.to(DEVICE)).cpu() for p in x.split(500)])
-    mean, cov = moments(features)
+    three = Ensemble([given, *(Classifier(m, labels) for m in members(cache))], labels)
+    known = zoo.reference("cifar10-judge")
     eta = "ddim(eta=1.0)"
-    tries: list[tuple[str, Any, str]] = [
-        ("no guidance", "none", eta),
-        ("cfg(2), conditional model", "cfg(2)", eta),
+    tries: list[Try] = [
+        ("held-out images", None, ""),
+        ("unconditional model", "none", eta),
+        ("conditional model", "none", eta),
+        *((f"conditional, cfg({k:g})", f"cfg({k})", eta) for k in (2.0, 4.0)),
+        *((f"conditional, gfcg({k:g})", fl.GFCG(given, k), eta) for k in (2.0, 4.0)),
         *(
             (f"classifier_guidance({k:g})", fl.ClassifierGuidance(given, k), eta)
-            for k in (2.0, 6.0)
+            for k in (6.0, 2.0)
         ),
         *(
             (
@@ -88,58 +92,120 @@ def classes(judge: networks.Classifier, out: Path, n: int, steps: int) -> None:
                 fl.ClassifierGuidance(given, k, point="estimate"),
                 eta,
             )
-            for k in (0.3, 1.0)
+            for k in (1.0, 0.3)
         ),
-        *((f"dps({k:g})", fl.DPS(given, k), eta) for k in (1.0, 4.0)),
-        *((f"lgd({k:g}, gamma=0.1)", fl.LGD(given, k, gamma=0.1), eta) for k in (1.0, 4.0)),
-        *((f"freedom({k:g})", fl.FreeDoM(given, k), eta) for k in (1.0, 4.0)),
-        *((f"mpgd({k:g})", fl.MPGD(given, k), eta) for k in (0.25, 1.0)),
-        ("tfg(rho=1, mu=0.25, gamma=0.001)", fl.TFG(given, 1.0, 0.25, 0.001), eta),
+        *((f"dps({k:g})", fl.DPS(given, k), eta) for k in (4.0, 1.0)),
+        *((f"lgd({k:g}, gamma=0.1)", fl.LGD(given, k, gamma=0.1), eta) for k in (4.0, 1.0)),
+        *((f"freedom({k:g})", fl.FreeDoM(given, k), eta) for k in (4.0, 1.0)),
+        *((f"mpgd({k:g})", fl.MPGD(given, k), eta) for k in (1.0, 0.25)),
         ("tfg(rho=2, mu=0.5, gamma=0.001)", fl.TFG(given, 2.0, 0.5, 0.001), eta),
-        ("ugd(2, m=2, mu=0.25)", fl.UGD(given, 2.0, m=2, mu=0.25), eta),
-        *((f"flowchef({k:g})", fl.FlowChef(given, k), "euler") for k in (0.25, 1.0)),
-        ("dreamguider", fl.Dreamguider(given), "ddpm"),
-        *((f"elucd({k:g})", fl.EluCD(given, k), "ddpm") for k in (4.0, 16.0)),
-        *((f"norm_guidance({k:g})", fl.NormGuidance(given, k), eta) for k in (0.05, 0.15)),
+        ("tfg(rho=1, mu=0.25, gamma=0.001)", fl.TFG(given, 1.0, 0.25, 0.001), eta),
         (
-            "tfg(rho=1, mu=0.25), each step twice",
+            "tfg(rho=1, mu=0.25, gamma=0.001), each step twice",
             fl.TFG(given, 1.0, 0.25, 0.001),
             f"recurrence({eta!r}, times=2)",
         ),
+        ("ugd(2, m=2, mu=0.25)", fl.UGD(given, 2.0, m=2, mu=0.25), eta),
+        *((f"flowchef({k:g})", fl.FlowChef(given, k), "euler") for k in (1.0, 0.25)),
+        ("dreamguider", fl.Dreamguider(given), "ddpm"),
+        *((f"elucd({k:g})", fl.EluCD(given, k), "ddpm") for k in (16.0, 4.0)),
+        *((f"norm_guidance({k:g})", fl.NormGuidance(given, k), eta) for k in (0.15, 0.05)),
+        ("three judges, classifier_guidance(6)", fl.ClassifierGuidance(three, 6.0), eta),
+        ("three judges, freedom(4)", fl.FreeDoM(three, 4.0), eta),
+        (
+            "three judges, tfg(rho=2, mu=0.5, gamma=0.001)",
+            fl.TFG(three, 2.0, 0.5, 0.001),
+            eta,
+        ),
     ]
-    head = ["guide", "success by the guiding judge", "success by another judge", "gap", "FD"]
-    rows: list[list[Any]] = [[*head, "NFE", "backwards", "gradients", "seconds"]]
-    for name, guide, sampler in tries:
-        label = labels if "cfg" in name else torch.full((n,), 10)
-        result = fl.sample(
-            d, {"label": label}, guide=guide, sampler=sampler, steps=steps, check=False,
-            record=False,
-        )  # fmt: skip
-        x = result.x.clamp(-1, 1).nan_to_num()
-        report = judge_report(x, labels, guiding, {"other": other})
+    head = ["guide", "success by the guiding judge", "by the independent judge", "gap", "FD"]
+    table = Table(out / "energy_classes.csv", [*head, *COST], [(t[0],) for t in tries], (n, steps))
+    for name, guide, sampler in in_turn(tries):
+        if (name,) in table.rows:
+            continue
+        cost: list[Any] = [0, 0, 0, "0"]
+        if guide is None:
+            images = cifar10("test")
+            rows = torch.cat([(images.labels == c).nonzero()[: -(-n // 10), 0] for c in range(10)])
+            x, asked = images.batch(rows)
+            x = x.to(DEVICE)
+        else:
+            own_label = labels if name.startswith("conditional") else torch.full((n,), 10)
+            x, cost = draw(d, own_label, guide, sampler, steps)
+            asked = labels
+        scored = {"independent": other.towards(asked)}
+        report = judge_report(x, asked, guiding.towards(asked), scored)
         with torch.no_grad():
             found = torch.cat([judge.features(p).cpu() for p in x.split(500)])
-        fd = frechet_distance(*moments(found), mean, cov)
-        cost = [int(result.nfe[0]), result.report.backwards, result.report.gradients]
-        rows.append(
-            [
-                name,
-                f"{report.guiding.value:.3f}",
-                f"{report.success:.3f}",
-                f"{report.gap:.3f}",
-                f"{fd:.2f}",
-                *cost,
-                f"{result.report.seconds:.1f}",
-            ]
-        )
-        print(*rows[-1], sep="  ", flush=True)
-        save(out / "energy_classes.csv", rows)
+        fd = frechet_distance(*moments(found), known["mean"], known["cov"])
+        shares = (report.guiding.value, report.success, report.gap)
+        table.add([name, *(f"{v:.3f}" for v in shares), f"{fd:.2f}", *cost])
 
 
-def inverse(out: Path, n: int, steps: int, few: bool) -> None:
+def draw(
+    d: fl.Denoiser, label: Tensor, guide: Any, sampler: str, steps: int
+) -> tuple[Tensor, list[Any]]:
+    """Samples in [-1, 1], and what they cost."""
+    clock = time.perf_counter if DEVICE == "cuda" else time.process_time
+    began = clock()
+    result = fl.sample(
+        d, {"label": label}, guide=guide, sampler=sampler, steps=steps, check=False, record=False
+    )
+    seconds = clock() - began
+    report = result.report
+    cost = [int(result.nfe[0]), report.backwards, report.gradients, f"{seconds:.1f}"]
+    return result.x.clamp(-1, 1).nan_to_num(), cost
+
+
+class Table:
+    """Rows of a file, in a fixed order whatever the order in which they are made.
+
+    Args:
+        path: The CSV file; its rows are read again.
+        head: Names of the columns; two are added, samples and steps.
+        order: The first cells of all rows, which name them.
+        size: Samples and steps; rows of others are made anew.
+    """
+
+    def __init__(
+        self, path: Path, head: list[str], order: list[tuple[str, ...]], size: tuple[int, int]
+    ) -> None:
+        self.path, self.head, self.order = path, [*head, "samples", "steps"], order
+        self.size = [str(s) for s in size]
+        self.rows: dict[tuple[str, ...], list[str]] = {}
+        if path.exists():
+            with path.open(newline="") as file:
+                there, *rows = csv.reader(file)
+            if there == self.head:
+                self.rows = {self.key(r): r for r in rows if r[-2:] == self.size}
+
+    def key(self, row: list[Any]) -> tuple[str, ...]:
+        return tuple(row[: len(self.order[0])])
+
+    def add(self, row: list[Any]) -> None:
+        self.rows[self.key(row)] = [*map(str, row), *self.size]
+        print(*self.rows[self.key(row)], sep="  ", flush=True)
+        with self.path.open("w", newline="") as file:
+            kept = [self.rows[k] for k in self.order if k in self.rows]
+            csv.writer(file).writerows([self.head, *kept])
+
+
+def in_turn(tries: list[Try]) -> list[Try]:
+    """Each method once before any at another scale, so that a part of the table says much."""
+    seen: set[str] = set()
+    first = []
+    for one in tries:
+        method = one[0].partition("(")[0]
+        if method not in seen:
+            first.append(one)
+        seen.add(method)
+    return first + [t for t in tries if t not in first]
+
+
+def inverse(out: Path, n: int, steps: int, cache: Path, half: bool) -> None:
     """Inpainting, 4x super-resolution and deblurring of test images."""
-    judge = zoo.classifier("cifar10").to(DEVICE)
-    d = fl.load("cifar10", device=DEVICE)
+    judge = zoo.classifier("cifar10-judge", device=DEVICE)
+    d = model(half)
     truth = cifar10("test").batch(torch.arange(n))[0].to(DEVICE)
     hole = torch.ones(32, 32, dtype=torch.bool)
     hole[8:24, 8:24] = False
@@ -151,52 +217,63 @@ def inverse(out: Path, n: int, steps: int, few: bool) -> None:
         ),
         "deblurring": (blur(1.5), lambda y: y),
     }
-    head = ["problem", "guide", "PSNR", "feature distance", "NFE", "backwards", "gradients"]
-    rows: list[list[Any]] = [[*head, "seconds"]]
-    pictures = []
     eta = "ddim(eta=1.0)"
+    seen: dict[str, Tensor] = {}
+    work: dict[str, list[Try]] = {}
     for problem, (operator, shown) in problems.items():
         generator = torch.Generator().manual_seed(0)
         clean = operator(truth)
         y = clean + NOISE * torch.randn(clean.shape, generator=generator).to(DEVICE)
         square = Linear(operator, y, 2**-0.5)  # the squared residual
         length = Linear(operator, y, form="norm")
-        seen = shown(y).clamp(-1, 1)
+        seen[problem] = shown(y).clamp(-1, 1)
         rho, mu = {"inpainting": (1, 1), "deblurring": (1, 8)}.get(problem, (4, 2))
-        tries: list[tuple[str, Any, str]] = [
-            *((f"dps({k:g})", fl.DPS(square, k), eta) for k in (0.3, 1.0)),
-            *((f"mpgd({k:g})", fl.MPGD(square, k), eta) for k in (0.2, 0.5)),
-            (f"tfg(rho={rho}, mu={mu}, gamma=0.01)", fl.TFG(length, rho, mu, 0.01), eta),
-            (
-                f"tfg(rho={rho / 4:g}, mu={mu / 4:g}, gamma=0.01)",
-                fl.TFG(length, rho / 4, mu / 4, 0.01),
-                eta,
+        work[problem] = [
+            (MEASURED, None, ""),
+            *((f"dps({k:g})", fl.DPS(square, k), eta) for k in (1.0, 0.3)),
+            ("lgd(0.1, gamma=0.1)", fl.LGD(square, 0.1, gamma=0.1), eta),
+            ("freedom(0.1)", fl.FreeDoM(square, 0.1), eta),
+            *((f"mpgd({k:g})", fl.MPGD(square, k), eta) for k in (0.5, 0.2)),
+            *(
+                (
+                    f"tfg(rho={rho / k:g}, mu={mu / k:g}, gamma=0.01)",
+                    fl.TFG(length, rho / k, mu / k, 0.01),
+                    eta,
+                )
+                for k in (4, 1)
             ),
-            *((f"flowchef({k:g})", fl.FlowChef(square, k), "euler") for k in (0.2, 0.5)),
-            ("dreamguider", fl.Dreamguider(length), "ddpm"),
             ("ugd(20)", fl.UGD(square, 20.0), eta),
+            *((f"flowchef({k:g})", fl.FlowChef(square, k), "euler") for k in (0.5, 0.2)),
+            ("dreamguider", fl.Dreamguider(length), "ddpm"),
         ]
-        if few:
-            tries = [tries[i] for i in (1, 3, 5, 7)]
-        rows.append([problem, "the measurement itself", *quality(seen, truth, judge), 0, 0, 0, "0"])
-        best: dict[str, tuple[float, Tensor]] = {}
-        for name, guide, sampler in tries:
-            result = fl.sample(
-                d, {"label": torch.full((n,), 10)}, guide=guide, sampler=sampler,
-                steps=steps, check=False, record=False,
-            )  # fmt: skip
-            x = result.x.clamp(-1, 1).nan_to_num()
-            found = quality(x, truth, judge)
-            cost = [int(result.nfe[0]), result.report.backwards, result.report.gradients]
-            rows.append([problem, name, *found, *cost, f"{result.report.seconds:.1f}"])
-            print(*rows[-1], sep="  ", flush=True)
-            method = name.partition("(")[0]
-            if method not in best or float(found[0]) > best[method][0]:
-                best[method] = (float(found[0]), x)
-            save(out / "energy_inverse.csv", rows)
-        strips = [seen, *(best[m][1] for m in ("dps", "mpgd", "tfg", "flowchef")), truth]
-        pictures.append(torch.cat([s[:8].cpu() for s in strips]))
-        save_grid(out / "inverse.png", pictures)
+    order = [(problem, t[0]) for problem, tries in work.items() for t in tries]
+    head = ["problem", "guide", "PSNR", "feature distance", *COST]
+    table = Table(out / "energy_inverse.csv", head, order, (n, steps))
+    for problem, tries in work.items():
+        for name, guide, sampler in in_turn(tries):
+            if (problem, name) in table.rows:
+                continue
+            if guide is None:
+                x, cost = seen[problem], [0, 0, 0, "0"]
+            else:
+                x, cost = draw(d, torch.full((n,), 10), guide, sampler, steps)
+            save_file({"x": x[:8].cpu().contiguous()}, kept(cache, problem, name))
+            table.add([problem, name, *quality(x, truth, judge), *cost])
+    pictures = []
+    for problem, tries in work.items():
+        shown_rows = [seen[problem]]
+        for method in ("dps", "mpgd", "tfg", "flowchef"):
+            names = [t[0] for t in tries if t[0].startswith(method)]
+            best = max(names, key=lambda k: float(table.rows[problem, k][2]))
+            shown_rows.append(load_file(kept(cache, problem, best))["x"])
+        pictures.append(torch.cat([s[:8].cpu() for s in (*shown_rows, truth)]))
+    save_grid(out / "_static" / "inverse.png", pictures)
+
+
+def kept(cache: Path, problem: str, name: str) -> Path:
+    """Where the first solutions of a problem lie, for the picture."""
+    plain = re.sub(r"[^a-z0-9.]+", "-", f"{problem} {name}".lower())
+    return cache / f"{plain}.safetensors"
 
 
 def known(y: Tensor, hole: Tensor) -> Tensor:
@@ -214,11 +291,6 @@ def quality(x: Tensor, truth: Tensor, judge: networks.Classifier) -> list[str]:
     return [f"{(10 * (4 / error).log10()).mean().item():.2f}", f"{far:.3f}"]
 
 
-def save(path: Path, rows: list[list[Any]]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-
-
 def save_grid(path: Path, pictures: list[Tensor]) -> None:
     """Problems side by side; in each a column an image, rows measurement to truth."""
     blocks = []
@@ -229,23 +301,27 @@ def save_grid(path: Path, pictures: list[Tensor]) -> None:
     whole = torch.cat(blocks[:-1], 1)
     pixels = ((whole + 1) / 2 * 255).round().clamp(0, 255).byte().numpy()
     picture = Image.fromarray(pixels)
+    path.parent.mkdir(exist_ok=True)
     picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("out", type=Path, nargs="?", default=Path("docs"))
     parser.add_argument("--only", choices=["inverse", "classes"])
-    parser.add_argument("--images", type=int, default=64, help="test images of inverse problems")
-    parser.add_argument("--samples", type=int, default=500, help="samples of each class guide")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--train", type=float, default=120, help="seconds for another judge")
-    parser.add_argument("--few", action="store_true", help="four guides for inverse problems")
+    parser.add_argument("--images", type=int, default=32, help="test images of inverse problems")
+    parser.add_argument("--samples", type=int, default=100, help="samples of each class guide")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cache", type=Path, default=Path("runs/images"), help="what rows share")
+    parser.add_argument("--half", action="store_true", help="the network in bfloat16")
     options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
     if options.only != "classes":
-        inverse(options.out, options.images, options.steps, options.few)
+        inverse(options.out, options.images, options.steps, options.cache, options.half)
     if options.only != "inverse":
-        classes(independent(options.train), options.out, options.samples, options.steps)
+        classes(options.out, options.samples, options.steps, options.cache, options.half)
 
 
 if __name__ == "__main__":

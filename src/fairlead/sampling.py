@@ -190,7 +190,7 @@ def sample(
         raise ValueError(f"sample: dtype must be torch.float32 or torch.float64, got {dtype}")
     guide.require("continuous")
     refuse_tokens("sample", denoiser)
-    _differentiable(guide)
+    require_differentiable("fl.sample", guide)
     given = {"cond": condition or {}, **(states or {})}
     if negative is not None:
         given["negative"] = negative
@@ -273,13 +273,18 @@ def refuse_tokens(owner: str, denoiser: Denoiser) -> None:
         )
 
 
-def _differentiable(guide: Guide) -> None:
+def require_differentiable(owner: str, guide: Guide) -> None:
+    """Refuses gradients under `torch.inference_mode`.
+
+    Raises:
+        RuntimeError: Says what to do.
+    """
     gradients = [n for n in guide.nodes() if getattr(n, "gradient", False)]
     if gradients and torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{gradients[0].name}: gradients cannot be taken under torch.inference_mode; call "
-            "fl.sample outside of it, or inside `with torch.inference_mode(False):` (fl.sample "
-            "keeps no graph by itself)"
+            f"{owner} outside of it, or inside `with torch.inference_mode(False):` (it keeps no "
+            "graph by itself)"
         )
 
 

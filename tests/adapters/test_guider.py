@@ -33,6 +33,10 @@ class Theirs(ClassifierFreeGuidance):
         return GuiderOutput(pred=made.pred, pred_cond=made.pred, pred_uncond=pred_uncond)
 
 
+def distance(z):
+    return (z - 1).square().flatten(1).mean(1)
+
+
 def run(name, make, **changes):
     pipe = shared(name)
     pipe.update_components(**{n: make() for n in ("guider", "guider_2") if n in pipe.components})
@@ -213,11 +217,34 @@ def test_an_exception_leaves_the_network_as_it_was():
         ("cfg(4) | interval(0, 0.5)", r"interval\(0.0, 0.5\) needs the noise level"),
         ("cfg(4, against='negative')", "branch 'negative'.*null is its negative prompt"),
         ("cfgpp(0.6)", r"cfgpp\(0.6\) acts in the scheduler's step"),
+        (fl.DPS(distance), r"dps\('distance'\) acts in the scheduler's step"),
+        ("dps('light')", r"asks for the energy 'light': pass energies="),
+        (fl.ClassifierGuidance(distance), r"needs the noise level.*as_guider\(guide, pipe\)"),
     ],
 )
 def test_what_a_guider_cannot_do_is_refused(guide, says):
     with pytest.raises(ValueError, match=says):
         run("sdxl", lambda: fl.as_guider(guide))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+@pytest.mark.parametrize("point", ["network", "estimate"])
+def test_a_classifier_guides_as_in_a_classic_pipeline(name, point):
+    """The same components in a classic pipeline, from the same noise."""
+    from fairlead.testing.pipelines import PIPELINES, tiny_pipeline
+
+    guide = fl.CFG(4.0) + (fl.ClassifierGuidance(distance, point=point) | fl.Interval(0.3, 1.0))
+    pipe, recipe, other = shared(name), PIPELINES[name], tiny_pipeline(name)
+    made = ours(name, guide)
+    log = pipe.guider.report.log
+    assert (log.gradients, log.backwards) == (2, 2 if point == "network" else 0)
+    assert distance(made) < distance(theirs(name))
+    parts = {n: pipe.components.get(n, v) for n, v in other.components.items()}
+    classic = type(other)(**parts)
+    classic.set_progress_bar_config(disable=True)
+    close(recipe.run(classic, **recipe.scale(4.0)), theirs(name))
+    with fl.steer(classic, guide):
+        close(made, recipe.run(classic))
 
 
 def test_unknown_options_are_refused():

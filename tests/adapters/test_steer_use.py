@@ -536,7 +536,7 @@ def test_what_is_not_supported_says_what_was_seen(tiny):
         fl.steer(pipe, "cfg(4)", layout="columns a b")
     with pytest.raises(ValueError, match="batching must be one of"):
         fl.steer(pipe, "cfg(4)", batching="all")
-    with pytest.raises(ValueError, match="classifier_guidance needs a gradient"):
+    with pytest.raises(ValueError, match="asks for the energy 'classifier': pass energies="):
         fl.steer(pipe, "classifier_guidance('classifier')")
     turned, _ = steered(pipe, recipe, "cfg(4)", {"layout": "rows cond null"})
     right, _ = steered(pipe, recipe, "cfg(4)", {"layout": "rows null cond"})

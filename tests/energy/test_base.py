@@ -92,3 +92,19 @@ def test_similarity_is_a_cosine():
     assert_close(e(torch.tensor([[0.0, 0.1], [4.0, 0.0]])), torch.tensor([-3.0, 0.0]))
     with pytest.raises(ValueError, match="target must not have length zero"):
         fl.energy.Similarity(lambda z: z, torch.zeros(2))
+
+
+def test_a_decoded_energy_is_that_of_what_is_decoded():
+    z = torch.randn(3, 2, dtype=torch.float64)
+    judge = fl.energy.Classifier(lambda x: torch.cat([x, x**2], 1), 1, marginal=0.5)
+    made = fl.energy.decoded(judge, lambda v: 2 * v)
+    torch.testing.assert_close(made(z), judge(2 * z))
+    torch.testing.assert_close(made.towards(0)(z), judge.towards(0)(2 * z))
+    torch.testing.assert_close(made.log_probs(z), judge.log_probs(2 * z))
+    assert made.name == "classifier"
+    plain = fl.energy.decoded(lambda x: x.sum(1), lambda v: v**2)
+    torch.testing.assert_close(plain(z), (z**2).sum(1))
+    with pytest.raises(ValueError, match="judges noisy samples"):
+        fl.energy.decoded(fl.energy.Function(lambda x, t: x.sum(1), "a", noisy=True), torch.exp)
+    with pytest.raises(ValueError, match="must be an energy or a function, got 'light'"):
+        fl.energy.decoded("light", torch.exp)

@@ -24,12 +24,19 @@ EXPECTED = {
         "two_memories": "attention maps come from a network, not from given predictions",
         "compile": "attention maps come from a network, not from given predictions",
     },
+    "layout": {
+        "nfe": "it reads attention before a step, as often as it is told to",
+    },
     "branch_threshold": {"strength_zero": "it clips the base itself, at every weight"},
     "condition_mixture": {
         "nfe": "two evaluations while the coin decides, four where all weights count",
     },
     "cads": {
         "strength_zero": "it noises the condition of the base itself, at every weight",
+    },
+    "descent": {"strength_zero": "it descends also where no term acts"},
+    "foreground": {
+        "weights_per_sample": "the base that one sample can do without is evaluated for a batch",
     },
     "redilate": {
         "strength_zero": "it changes the network of the base itself, at every weight",

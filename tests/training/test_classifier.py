@@ -7,12 +7,15 @@ from torch.testing import assert_close
 from fairlead.models import zoo
 from fairlead.models.classifier import Classifier
 from fairlead.training.classifier import (
+    CONFIGS,
+    OPTIONS,
     _augment,
     embed,
+    run_classifier,
     ship_classifier,
     train_classifier,
 )
-from fairlead.training.data import Images, digits
+from fairlead.training.data import DATASETS, Images, digits
 
 # the class is the row that is bright
 PIXELS = (
@@ -61,15 +64,38 @@ def test_augmentation_crops_and_mirrors():
 def test_statistics_are_those_of_what_ships(tmp_path, monkeypatch):
     info = {"step": 1, "images": 16, "seconds": 6.0}
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
-    info = ship_classifier(network().eval(), "made-up", DATA, DATA, info, tmp_path)
-    shipped = zoo.classifier("made-up")
-    assert zoo.card("made-up-classifier")["metrics"]["accuracy"] == info["accuracy"]
-    kept, features = zoo.reference("made-up"), embed(shipped, DATA)
+    info = ship_classifier(network().eval(), "made-classifier", DATA, DATA, info, tmp_path)
+    shipped = zoo.classifier("made")
+    assert zoo.card("made-classifier")["metrics"]["accuracy"] == info["accuracy"]
+    assert zoo.card("made-classifier")["data"] == "made"
+    kept, features = zoo.reference("made"), embed(shipped, DATA)
     assert kept["count"] == 32
     assert_close(kept["mean"], features.double().mean(0), rtol=1e-6, atol=1e-6)
     assert_close(kept["cov"], features.double().T.cov(), rtol=1e-6, atol=1e-6)
     assert_close(kept["features"], features, rtol=2**-11, atol=2**-25)
     assert torch.equal(kept["labels"], DATA.labels)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_recipe_is_that_of_what_ships(name):
+    about = zoo.card(name)
+    assert about["config"]["widths"] == list(CONFIGS[name]["widths"])
+    assert about["seed"] == OPTIONS[name].get("seed", 0)
+
+
+def test_two_classifiers_of_the_same_images_lie_beside_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
+    monkeypatch.setitem(DATASETS, "cifar10", lambda *_: DATA)
+    small = {"size": 4, "channels": 1, "patch": 1, "widths": (8, 8)}
+    for name in ("cifar10-classifier", "cifar10-judge"):
+        monkeypatch.setitem(CONFIGS, name, small)
+        monkeypatch.setitem(OPTIONS, name, {**OPTIONS[name], "batch": 16, "max_steps": 2, "pad": 1})
+        run_classifier(name, tmp_path)
+    first, second = zoo.classifier("cifar10"), zoo.classifier("cifar10-judge")
+    assert not torch.equal(first.outputs.weight, second.outputs.weight)  # another seed
+    for name, network in (("cifar10", first), ("cifar10-judge", second)):
+        kept = embed(network, DATA).double().mean(0)
+        assert_close(zoo.reference(name)["mean"], kept, rtol=1e-6, atol=1e-6)
 
 
 def test_shipped_digits_classifier_is_right():

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairlead.autoregressive.calling import codebooks, decoder, parameters
 from fairlead.autoregressive.grammar import Grammar
-from fairlead.autoregressive.prompts import Prompts, encode, padded
+from fairlead.autoregressive.prompts import Prompts, Zeros, encode, padded
 from fairlead.autoregressive.session import Session, guided
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
@@ -23,7 +24,8 @@ class Generated:
 
     Attributes:
         sequences: Token ids `(B * returned, L)`: prompts on the left (not of encoder-decoder
-            models), then what was generated, padded on the right.
+            models), then what was generated, padded on the right. Of models that write sound
+            the sound.
         texts: Decoded, special tokens skipped; empty without a tokenizer.
         nfe: Evaluations of each sequence: tokens times branches.
         report: Branches, their provenance and norms at each token.
@@ -49,6 +51,7 @@ def generate(
     negative: Prompts | None = None,
     states: Mapping[str, Prompts] | None = None,
     models: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Tensor | Mapping[str, Tensor]] | None = None,
     rewards: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     grammar: str | Grammar | None = None,
     max_new_tokens: int = 64,
@@ -71,8 +74,13 @@ def generate(
             run over tokens: progress 0 is the first, 1 the last of `max_new_tokens`.
         negative: Prompts to push away from: what null means, unless the guide asks for a state
             of that name itself. By default null is the last token of each prompt alone.
-        states: Further prompts by state name.
+        states: Further prompts by state name. A state that a guide over several conditions asks
+            for goes by the names of those that are there, such as `style` or `style+text`; what
+            it calls `none` is null. `Zeros` are zeros behind the encoder.
         models: Further models by name, such as `amateur`, with the same vocabulary.
+        inputs: Further inputs of the models by name, such as `pixel_values`, a row a prompt: a
+            tensor for all branches, or one for each state or model, by its name; those that are
+            not named take that of `cond`.
         rewards: Functions that a guide scores texts with, by name, as `fudge` does.
         grammar: A regular expression that the new text has to match, or a `Grammar`. Where it
             cannot go on, or the length is reached, what there is comes back, and `stopped` says
@@ -87,7 +95,8 @@ def generate(
 
     Raises:
         ValueError: A state, a model or the pad token is missing; numbers of prompts or
-            vocabularies differ; the guide does not serve `logprob`; the grammar cannot be met.
+            vocabularies differ; the guide does not serve `logprob`; the grammar cannot be met; no
+            model takes an input.
 
     Example:
         >>> fl.generate(model, tokenizer, "To be, or", guide="cfg(1.5)").texts  # doctest: +SKIP
@@ -100,16 +109,31 @@ def generate(
     if negative is not None:
         asked = {b.state for b in branches(guide)}
         given["negative" if "negative" in asked else "null"] = negative
-    rows = {name: encode("generate", p, tokenizer, device) for name, p in given.items()}
+    zeros = {name: p for name, p in given.items() if isinstance(p, Zeros) and name != "cond"}
+    rows = {
+        name: encode("generate", p, tokenizer, device)
+        for name, p in given.items()
+        if name not in zeros
+    }
+    rows |= dict.fromkeys(zeros, rows["cond"])
     rows.setdefault("null", [row[-1:] for row in rows["cond"]])
     decoder_only = not model.config.is_encoder_decoder
     states_ = padded(rows, pad, left=decoder_only)
     cond = states_["cond"]
-    run = Run(seed or 0, steps=max_new_tokens, check=False, record=record, rewards=rewards)
+    sound = codebooks(model) > 1
+    steps = max_new_tokens + sound  # the delay pattern takes one more
+    run = Run(seed or 0, steps=steps, check=False, record=record, rewards=rewards)
     for node in guide.nodes():
         for name in node.rewards:  # named before the first token
             run.reward(node.name, name)
-    session = Session(model, guide, states_, models or {}, run)
+    by_state = {
+        name: {
+            k: v.to(device)
+            for k, v in ({"cond": value} if isinstance(value, Tensor) else value).items()
+        }
+        for name, value in (inputs or {}).items()
+    }
+    session = Session(model, guide, states_, models or {}, run, by_state, zeros)
     if isinstance(grammar, str):
         if tokenizer is None:
             raise ValueError("generate: a grammar needs a tokenizer, or a Grammar with its tokens")
@@ -120,6 +144,9 @@ def generate(
         options.setdefault("eos_token_id", grammar.eos)
     if seed is not None:
         torch.manual_seed(seed)
+    options |= {k: v["cond"] for k, v in by_state.items() if k in parameters(model)}
+    if sound:  # of codes, which are not those of the prompts
+        pad = decoder(model).pad_token_id
     with guided(session):
         sequences = model.generate(
             input_ids=cond.ids,
@@ -137,7 +164,7 @@ def generate(
         begin -= cond.ids.shape[1] - max(map(len, rows["cond"])) if decoder_only else 0
         stopped = [grammar.stopped(row[begin:]) for row in sequences]
     texts = []
-    if tokenizer is not None:
+    if tokenizer is not None and not sound:
         texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
     nfe = torch.as_tensor(run.report.nfe).expand(len(sequences))
     return Generated(sequences, texts, nfe, run.report, guide, stopped)

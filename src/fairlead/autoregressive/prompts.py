@@ -7,7 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Prompts = str | Sequence[str] | Tensor | Sequence[Sequence[int]]
+
+@dataclass(frozen=True)
+class Zeros:
+    """In place of prompts: zeros behind the encoder, as long as what it makes of those of `cond`.
+
+    Args:
+        seen: Whether attention sees them (VoxInstruct); else it does not (AudioGen, MusicGen).
+    """
+
+    seen: bool = False
+
+
+Prompts = str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Zeros
 """Texts, or token ids: one prompt or several."""
 
 
@@ -30,6 +42,8 @@ def encode(owner: str, prompts: Prompts, tokenizer: Any, device: Any) -> list[Te
         ValueError: Texts were given without a tokenizer; a prompt has no token.
         TypeError: Neither texts nor token ids.
     """
+    if isinstance(prompts, Zeros):
+        raise TypeError(f"{owner}: zeros stand for a further state, not for the prompts themselves")
     if isinstance(prompts, Tensor):
         rows = [prompts] if prompts.ndim == 1 else list(prompts)
     elif isinstance(prompts, str):
@@ -73,4 +87,38 @@ def padded(states: Mapping[str, list[Tensor]], pad: int, *, left: bool) -> dict[
             place = slice(length - len(row), length) if left else slice(0, len(row))
             ids[i, place], mask[i, place] = row, 1
         made[name] = Encoded(ids, mask)
+    return made
+
+
+def random_prompts(
+    prompts: Prompts, tokens: int, *, tokenizer: Any = None, seed: int = 0
+) -> list[Tensor]:
+    """Random token ids, as many as each prompt has: a null for models that never saw one.
+
+    Args:
+        prompts: The prompts, texts or token ids.
+        tokens: Number of token values; ids are drawn evenly from `0` to `tokens - 1`.
+        tokenizer: For texts.
+        seed: The ids of prompt `i` are a function of it and of `i`.
+
+    Returns:
+        Token ids of each prompt, for `fl.generate(negative=...)`.
+
+    Raises:
+        ValueError: `tokens` is below 1; as for `fl.generate`.
+
+    Example:
+        >>> from fairlead.autoregressive import random_prompts
+        >>> [len(row) for row in random_prompts([[5, 6, 7], [8]], tokens=40)]
+        [3, 1]
+
+    Source:
+        Wang, Yu, Hai, et al. (2024), arXiv:2409.07556.
+    """
+    if tokens < 1:
+        raise ValueError(f"random_prompts: tokens must be at least 1, got {tokens}")
+    made = []
+    for i, row in enumerate(encode("random_prompts", prompts, tokenizer, None)):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
+        made.append(torch.randint(tokens, row.shape, generator=generator))
     return made

@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fairlead.autoregressive.calling import cache_name, positions
+from fairlead.autoregressive.calling import cache_name, codebooks, decoder, parameters, positions
 from fairlead.autoregressive.past import Past
-from fairlead.autoregressive.prompts import Encoded
+from fairlead.autoregressive.prompts import Encoded, Zeros
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.branch import COND, Branch, Predictions
 from fairlead.guidance.context import Context, Plan, Run
 from fairlead.guidance.domains import floored, normalised
 from fairlead.guidance.guided import branches, finish, rows_to_evaluate, under_policies
 from fairlead.parameters import nearest
+
+DELAYS = "decoder_delay_pattern_mask"
+"""What is fixed of the codes of models that write several at once, a row a code."""
 
 
 class TokenContext(Context):
@@ -44,6 +47,8 @@ class Session:
         prompts: By condition state, all of one length.
         models: Further language models by name.
         run: Memory of the generation.
+        inputs: Further inputs by name, each by state or by model.
+        zeros: States that are zeros behind the encoder.
     """
 
     def __init__(
@@ -53,10 +58,14 @@ class Session:
         prompts: Mapping[str, Encoded],
         models: Mapping[str, Any],
         run: Run,
+        inputs: Mapping[str, Mapping[str, Tensor]] | None = None,
+        zeros: Mapping[str, Zeros] | None = None,
     ) -> None:
         guide.require("logprob")
         self.model, self.guide, self.prompts, self.run = model, guide, dict(prompts), run
         self.models = {"": model, **models}
+        self.inputs, self.zeros = dict(inputs or {}), dict(zeros or {})
+        self.codebooks = codebooks(model)
         self.size = len(self.prompts["cond"].ids)
         self.width = self.prompts["cond"].ids.shape[1]
         self.decoder_only = not model.config.is_encoder_decoder
@@ -79,7 +88,7 @@ class Session:
             ValueError: A state or a model is missing, a branch changes the inside of the network,
                 or vocabularies differ.
         """
-        vocabulary = self.model.config.vocab_size
+        vocabulary = decoder(self.model).vocab_size
         for branch in branches(self.guide):
             past = branch.point is not None and branch.point.past
             if (
@@ -90,22 +99,80 @@ class Session:
                 raise ValueError(f"generate: the branch {branch.name!r} is not one of a prompt")
             if past and not self.decoder_only:
                 raise ValueError(f"generate: the branch {branch.name!r} needs a decoder-only model")
-            if branch.state not in self.prompts:
+            state = self.state(branch)
+            if state not in self.prompts:
                 raise ValueError(
-                    f"generate: the guide asks for the condition state {branch.state!r}: pass "
-                    f"states={{{branch.state!r}: prompts}}; {nearest(branch.state, self.prompts)}"
+                    f"generate: the guide asks for the condition state {state!r}: pass "
+                    f"states={{{state!r}: prompts}}; {nearest(state, self.prompts)}"
                 )
             if branch.model not in self.models:
                 raise ValueError(
                     f"generate: the guide asks for a model {branch.model!r}: pass "
                     f"models={{{branch.model!r}: model}}; {nearest(branch.model, self.models)}"
                 )
-            size = self.models[branch.model].config.vocab_size
+            other = self.models[branch.model]
+            if other.config.is_encoder_decoder == self.decoder_only:
+                raise ValueError(
+                    f"generate: one of the generating model and model {branch.model!r} has an "
+                    "encoder, the other has none"
+                )
+            size = decoder(other).vocab_size
             if size != vocabulary:
                 raise ValueError(
                     f"generate: the vocabulary of model {branch.model!r} has {size} tokens, that "
                     f"of the generating one {vocabulary}; both must be the same"
                 )
+
+        if self.zeros and self.decoder_only:
+            raise ValueError(
+                f"generate: the states {sorted(self.zeros)} are zeros behind an encoder, but the "
+                "model has none"
+            )
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        for name, values in self.inputs.items():
+            if not any(self.takes(model, name) for model in self.models.values()):
+                raise ValueError(f"generate: no model takes the input {name!r}")
+            known = {**self.prompts, **{k: None for k in self.models if k}}
+            for key, value in values.items():
+                if key not in known:
+                    raise ValueError(
+                        f"generate: the input {name!r} is given for {key!r}, which is neither a "
+                        f"state nor a model; {nearest(key, known)}"
+                    )
+                if len(value) != self.size:
+                    raise ValueError(
+                        f"generate: the input {name!r} of {key!r} has {len(value)} rows for "
+                        f"{self.size} prompts"
+                    )
+            if "cond" not in values:
+                raise ValueError(f"generate: the input {name!r} is not given for 'cond'")
+
+    def state(self, branch: Branch) -> str:
+        """The state whose prompts a branch sees; one with some conditions goes by their names."""
+        if not branch.nulled and not branch.taken:
+            return branch.state
+        asked = branch.name.rpartition(": ")[2]
+        if asked == "none":
+            return "null"
+        parts = set(asked.split("+"))
+        return next((name for name in self.prompts if set(name.split("+")) == parts), asked)
+
+    def prompt(self, branch: Branch) -> Encoded:
+        """The prompts that a branch sees."""
+        return self.prompts[self.state(branch)]
+
+    def takes(self, model: Any, name: str) -> bool:
+        """Whether a model, or its encoder, takes an input."""
+        encoder = model.get_encoder() if model.config.is_encoder_decoder else None
+        return name in parameters(model) or (encoder is not None and name in parameters(encoder))
+
+    def given(self, name: str, of: list[Branch]) -> Tensor:
+        """An input of some branches, a row a prompt and branch."""
+        values = self.inputs[name]
+        keys = [(b.model, self.state(b), "cond") for b in of]
+        return torch.cat([values[next(k for k in key if k in values)] for key in keys])
 
     def _lifetimes(self) -> dict[Branch, int]:
         """The last step at which each branch is wanted; policies may want any at any."""
@@ -118,6 +185,8 @@ class Session:
             ctx = self._context(dry, self.size)
             for branch in rows_to_evaluate(ctx):
                 last[branch] = self.run.steps if ctx.plan.policies else step
+        if not any(b.model == "" for b in last):  # `generate` runs its model all the same
+            last[COND] = self.run.steps
         return last
 
     def _context(self, run: Run, rows: int, like: Tensor | None = None) -> TokenContext:
@@ -140,7 +209,7 @@ class Session:
             stacked = ids.repeat(len(self.active[name]), 1)
             return stacked, torch.ones_like(stacked)
         tail = ids[:, self.width :]
-        own = [self.prompts[b.state] for b in self.active[name]]
+        own = [self.prompt(b) for b in self.active[name]]
         rows = [torch.cat([self.expand(p.ids), tail], 1) for p in own]
         masks = [torch.cat([self.expand(p.mask), torch.ones_like(tail)], 1) for p in own]
         return torch.cat(rows), torch.cat(masks)
@@ -151,7 +220,8 @@ class Session:
         after = [b for b in before if self.last_use[b] >= self.run.step]
         if len(after) == len(before) or not after:
             return
-        cache, rows = self.caches.get(name), self.size * self.repeat
+        # the codebooks of a token share a row of the cache
+        cache, rows = self.caches.get(name), self.size * self.repeat // self.codebooks
         if cache is not None:
             kept = [i for i, b in enumerate(before) if b in after]
             index = torch.cat([torch.arange(i * rows, (i + 1) * rows) for i in kept])
@@ -182,17 +252,32 @@ class Session:
             if not name or not self.active[name]:
                 continue
             self.drop(name)
+            model = self.models[name]
             stacked, mask = self.stack(name, ids)
             given: dict[str, Any] = {"attention_mask": mask, "use_cache": True}
-            key = cache_name(self.models[name])
+            key = cache_name(model)
+            start = 0
             if name in self.caches and fresh is not None:
-                given[key] = self.caches[name]
-            start = -fresh if name in self.caches and fresh is not None else 0
-            given |= positions(self.models[name], mask, start)
-            out = self.models[name](input_ids=stacked[:, start:], **given)
+                given[key], start = self.caches[name], -fresh
+            if self.decoder_only:
+                given |= {"input_ids": stacked[:, start:], **positions(model, mask, start)}
+                if start == 0:
+                    given |= self.further(name)  # its cache holds them afterwards
+            else:
+                given |= {"decoder_input_ids": stacked[:, start:], **_encoder_rows(self, name)}
+            out = model(**given)
             self.hold(name, out.get(key))
             values |= self.split(name, out.logits)
         return values
+
+    def further(self, name: str) -> dict[str, Tensor]:
+        """Further inputs that a model takes itself, of all its branches."""
+        of = self.active[name]
+        return {
+            key: self.expand(self.given(key, of))
+            for key in self.inputs
+            if key in parameters(self.models[name])
+        }
 
     def tail(self, ids: Tensor) -> Tensor:
         """What was generated so far, without prompt or start token."""
@@ -249,7 +334,7 @@ class Session:
 
     def sequences(self, branch: Branch) -> tuple[Tensor, Tensor]:
         """Ids and mask of one branch, for the sequences of the generation."""
-        prompt, tail = self.prompts[branch.state], self.ids[:, self.width :]
+        prompt, tail = self.prompt(branch), self.ids[:, self.width :]
         ids = torch.cat([self.expand(prompt.ids), tail], 1)
         return ids, torch.cat([self.expand(prompt.mask), torch.ones_like(tail)], 1)
 
@@ -281,7 +366,11 @@ def guided(session: Session) -> Iterator[Session]:
             named["attention_mask"] = mask
             named |= positions(model, mask, 0)
         else:
-            named |= _encoder_rows(session)
+            named |= _encoder_rows(session, "")
+        named.pop("mm_encoder_outputs", None)  # of cond alone
+        named |= session.further("")
+        if named.get(DELAYS) is not None:
+            named[DELAYS] = named[DELAYS].repeat(len(session.active[""]), 1)
         session._expected = True
         return dict(prepare(rows, *args, **named))
 
@@ -308,19 +397,29 @@ def guided(session: Session) -> Iterator[Session]:
             model.__dict__.pop(name, None)
 
 
-def _encoder_rows(session: Session) -> dict[str, Any]:
-    """Encoder states and masks of all branches; encoded once."""
+def _encoder_rows(session: Session, name: str) -> dict[str, Any]:
+    """Encoder states and masks of all branches of a model; encoded once."""
     from transformers.modeling_outputs import BaseModelOutput
 
-    todo = [b for b in session.active[""] if b not in session.encoded]
+    active = session.active[name]
+    todo = [b for b in active if b not in session.encoded]
     if todo:
-        own = [session.prompts[b.state] for b in todo]
+        own = [session.prompt(b) for b in todo]
         ids, mask = torch.cat([p.ids for p in own]), torch.cat([p.mask for p in own])
-        hidden = session.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        encoder = session.models[name].get_encoder()
+        taken = parameters(encoder)
+        further = {k: session.given(k, todo) for k in session.inputs if k in taken}
+        hidden = encoder(input_ids=ids, attention_mask=mask, **further).last_hidden_state
         for branch, h, m in zip(todo, hidden.chunk(len(todo)), mask.chunk(len(todo)), strict=True):
+            zeros = session.zeros.get(session.state(branch))
+            if zeros is not None:
+                h, m = torch.zeros_like(h), m if zeros.seen else torch.zeros_like(m)
             session.encoded[branch] = (h, m)
-    kept = [session.encoded[b] for b in session.active[""]]
+    kept = [session.encoded[b] for b in active]
+    times = session.repeat // session.codebooks
     return {
-        "encoder_outputs": BaseModelOutput(torch.cat([session.expand(h) for h, _ in kept])),
-        "attention_mask": torch.cat([session.expand(m) for _, m in kept]),
+        "encoder_outputs": BaseModelOutput(
+            torch.cat([h.repeat_interleave(times, 0) for h, _ in kept])
+        ),
+        "attention_mask": torch.cat([m.repeat_interleave(times, 0) for _, m in kept]),
     }

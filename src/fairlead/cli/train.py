@@ -9,8 +9,6 @@ from rich.text import Text
 
 from fairlead.cli.common import INTERRUPTED, Device, Json, bar, command, fail, print_json
 
-CLASSIFIER = "-classifier"
-
 
 @command
 def train(
@@ -44,13 +42,11 @@ def train(
     )
     from fairlead.training.classifier import CONFIGS
 
-    images = [*RECIPES, *(name + CLASSIFIER for name in CONFIGS)]
-    choose("train", "recipe", recipe, [*images, *TOKEN_RECIPES])
+    choose("train", "recipe", recipe, [*RECIPES, *CONFIGS, *TOKEN_RECIPES])
     if minutes is not None and not 0 < minutes < float("inf"):
         raise ValueError(f"train: minutes must be positive and finite, got {minutes}")
     require_writable(out, folder=True)
     models = out / "models"
-    name = recipe if recipe in TOKEN_RECIPES else recipe.removesuffix(CLASSIFIER)
     try:
         with bar() as update:
 
@@ -61,14 +57,15 @@ def train(
             if recipe in TOKEN_RECIPES:
                 info = run_tokens(recipe, out, models, data, progress, minutes, device)
                 files = [Path(f) for f in info.pop("models")]
-            elif recipe == name:
+            elif recipe in CONFIGS:
+                info = run_classifier(recipe, models, data, progress, minutes)
+                files = [models / f"{recipe}.safetensors"]
+            else:
                 info = run(recipe, out, data, progress, minutes, device)
                 files = export(out, recipe, models)
-            else:
-                info = run_classifier(name, models, data, progress, minutes)
-                files = [models / f"{recipe}.safetensors"]
     except KeyboardInterrupt:
-        again = "give the same command again to continue" if recipe == name else "nothing is kept"
+        kept = recipe not in CONFIGS
+        again = "give the same command again to continue" if kept else "nothing is kept"
         raise fail(f"stopped; {again}", INTERRUPTED) from None
     if json:
         print_json({"recipe": recipe, **info, "models": [str(f) for f in files]})

@@ -26,13 +26,16 @@ class Energy(ABC):
         name: How guides and errors call it.
         noisy: Whether it judges noisy samples at their level (then no network call lies between
             it and `x`), or clean estimates, whatever the level.
+        attention: Whether it judges attention maps instead of samples: `energy(maps)`, see
+            `fl.energy.Boxes`.
     """
 
     name: str = "energy"
     noisy: bool = False
+    attention: bool = False
 
     @abstractmethod
-    def __call__(self, z: Tensor, level: Level = CLEAN) -> Tensor:
+    def __call__(self, z: Any, level: Level = CLEAN) -> Tensor:
         """The energy of each sample, `(B, ...)` to `(B,)`, differentiable in `z`."""
 
     def named(self, name: str) -> Self:
@@ -112,6 +115,8 @@ class Function(Energy):
             given the `Level`.
         name: Name; default: the function's own.
         noisy: Whether it judges noisy samples.
+        attention: Whether it judges attention maps: a mapping from the names of layers to
+            `(B, frames, heads, h, w, tokens)`.
 
     Example:
         >>> import torch, fairlead as fl
@@ -121,13 +126,18 @@ class Function(Energy):
     """
 
     def __init__(
-        self, function: Callable[..., Tensor], name: str | None = None, *, noisy: bool = False
+        self,
+        function: Callable[..., Tensor],
+        name: str | None = None,
+        *,
+        noisy: bool = False,
+        attention: bool = False,
     ) -> None:
         self.function = function
         self.name = name or getattr(function, "__name__", "function").strip("<>")
-        self.noisy = noisy
+        self.noisy, self.attention = noisy, attention
 
-    def __call__(self, z: Tensor, level: Level = CLEAN) -> Tensor:
+    def __call__(self, z: Any, level: Level = CLEAN) -> Tensor:
         return self.function(z, level) if self.noisy else self.function(z)
 
 
@@ -135,17 +145,20 @@ class Total(Energy):
     """The sum of energies that judge the same kind of sample."""
 
     def __init__(self, parts: tuple[Energy, ...]) -> None:
-        kinds = {p.noisy for p in parts}
+        kinds = {(p.noisy, p.attention) for p in parts}
         if len(kinds) > 1:
+            said = "noisy samples", "clean estimates"
+            if len({p.attention for p in parts}) > 1:
+                said = "attention maps", "samples"
             raise ValueError(
-                f"energy: {' and '.join(p.name for p in parts)} cannot be added: one judges noisy "
-                "samples, another clean estimates; guide with two terms instead"
+                f"energy: {' and '.join(p.name for p in parts)} cannot be added: one judges "
+                f"{said[0]}, another {said[1]}; guide with two terms instead"
             )
         self.parts = parts
-        self.noisy = kinds.pop()
+        self.noisy, self.attention = kinds.pop()
         self.name = "_".join(p.name for p in parts)
 
-    def __call__(self, z: Tensor, level: Level = CLEAN) -> Tensor:
+    def __call__(self, z: Any, level: Level = CLEAN) -> Tensor:
         total = self.parts[0](z, level)
         for part in self.parts[1:]:
             total = total + part(z, level)
@@ -157,10 +170,10 @@ class Weighted(Energy):
 
     def __init__(self, energy: Energy, weight: float) -> None:
         self.energy, self.weight = energy, weight
-        self.noisy = energy.noisy
+        self.noisy, self.attention = energy.noisy, energy.attention
         self.name = energy.name
 
-    def __call__(self, z: Tensor, level: Level = CLEAN) -> Tensor:
+    def __call__(self, z: Any, level: Level = CLEAN) -> Tensor:
         return self.weight * self.energy(z, level)
 
 
@@ -210,6 +223,6 @@ def find(owner: str, name: str, energies: Mapping[str, Any]) -> Energy:
     if isinstance(name, Carried):
         return name.energy
     raise ValueError(
-        f"{owner}: the guide asks for the energy {name!r}: pass "
-        f"fl.sample(energies={{{name!r}: ...}}); {nearest(name, energies)}"
+        f"{owner}: the guide asks for the energy {name!r}: pass energies={{{name!r}: ...}} to "
+        f"fl.sample or fl.steer; {nearest(name, energies)}"
     )

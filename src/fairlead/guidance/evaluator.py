@@ -1,7 +1,7 @@
 """From branches to as few network calls as possible."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fairlead.condition import Condition, concatenate
 from fairlead.denoiser import Denoiser, working_dtype
-from fairlead.guidance.branch import Branch, Maps, Predictions
-from fairlead.guidance.context import Context, Run
+from fairlead.guidance.branch import Branch, Capture, Maps, Predictions
+from fairlead.guidance.context import Context, Plan, Run
 from fairlead.guidance.hooks import Span, perturbed
 from fairlead.guidance.replacing import shared
 from fairlead.parameters import nearest
@@ -102,6 +102,43 @@ class Evaluator:
             left = {b: r for b, r in left.items() if b not in ready}
         self._last_stack = self._plain_stack(wanted, ctx)
         return done
+
+    def read(
+        self, branch: Branch, x: Tensor, captures: Sequence[Capture], ctx: Context
+    ) -> Predictions:
+        """A branch at another `x`, with what captures keep of its attention.
+
+        The graph is kept where `x` requires a gradient: prediction and maps can then be
+        differentiated in it. The evaluation counts, and nothing of the context changes.
+
+        Args:
+            branch: What is predicted; it may not need other branches.
+            x: Where, `(B, ...)`.
+            captures: What is kept; see `Predictions.maps`.
+            ctx: The evaluation.
+
+        Raises:
+            ValueError: The branch needs others.
+        """
+        if branch.needs:
+            raise ValueError(
+                f"the branch {branch.name!r} cannot be read alone: it needs "
+                f"{', '.join(b.name for b in branch.needs)}"
+            )
+        kept = ctx.x, ctx.plan, ctx.maps, ctx.done
+        done: dict[Branch, Tensor] = {}
+        maps: Maps = {}
+        ctx.x, ctx.plan, ctx.maps, ctx.done = x, Plan(branch), maps, None
+        ctx.plan.captures = {branch: list(captures)}
+        ctx.given = self.given
+        try:
+            with torch.set_grad_enabled(x.requires_grad):
+                self._predict(
+                    self.model(branch.model), {branch: None}, done, ctx, graph=x.requires_grad
+                )
+        finally:
+            ctx.x, ctx.plan, ctx.maps, ctx.done = kept
+        return Predictions(branch, done, maps)
 
     def _predict_all(
         self,
@@ -348,13 +385,14 @@ class Evaluator:
                 samples = range(size) if request.rows is None else request.rows.tolist()
                 spans.append(Span(start, samples, request.branch, captures))
             start += size
-        predict = denoiser.predict
-        if graph and self.checkpoint and not spans:  # hooks would be gone when it is repeated
-            predict = partial(checkpoint, denoiser.predict, use_reentrant=False)
+        again = graph and self.checkpoint
         limit = self.max_batch or start
         if start <= limit and not spans:
             ctx.run.report.calls += 1
             same = all(r.x is ctx.x for r in requests)
+            predict: Callable[..., Tensor] = denoiser.predict
+            if again:
+                predict = partial(checkpoint, predict, use_reentrant=False)
             with _trunk(denoiser, len(requests) if same else 1, ctx):
                 output = predict(x, _rows_of(ctx.level, requests, 0, start), condition)
             return [output] if len(requests) == 1 else list(torch.split(output, sizes))
@@ -366,8 +404,11 @@ class Evaluator:
             chunk = condition if whole else condition.rows(slice(first, last))
             level = _rows_of(ctx.level, requests, first, last)
             maps: Maps = {}
-            with perturbed(denoiser, local, ctx, last - first, maps):
-                parts.append(predict(x if whole else x[first:last], level, chunk))
+            call = partial(_hooked, denoiser, local, ctx)
+            # what perturbations read of the context may have changed when it is repeated
+            if again and not any(s.branch.perturbations for s in local):
+                call = partial(checkpoint, call, use_reentrant=False)
+            parts.append(call(x if whole else x[first:last], level, chunk, maps))
             _append(ctx.maps, maps)
             ctx.run.report.calls += 1
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -385,6 +426,24 @@ class Evaluator:
         if fixed:
             self._stacked[key] = stacked
         return stacked
+
+
+def _hooked(
+    denoiser: Denoiser,
+    spans: list[Span],
+    ctx: Context,
+    x: Tensor,
+    level: Level,
+    condition: Condition,
+    maps: Maps,
+) -> Tensor:
+    """A network call under hooks; the first time, what captures keep is added to `maps`."""
+    into: Maps = {}
+    with perturbed(denoiser, spans, ctx, len(x), into):
+        out = denoiser.predict(x, level, condition)
+    if not maps:
+        maps.update(into)
+    return out
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ from fairlead.denoiser import Denoiser
 from fairlead.discrete.classifier import Classifier as TokenJudge
 from fairlead.discrete.denoiser import TokenDenoiser
 from fairlead.discrete.process import PROCESSES
+from fairlead.energy.classifier import Classifier as ImageJudge
 from fairlead.models.classifier import Classifier
 from fairlead.models.dit import DiT
 from fairlead.models.language import CharacterLM, character_tokenizer
@@ -101,9 +102,11 @@ def load(name: Name, *, weak: bool = False, device: torch.device | str | None = 
 
 
 def classifier(name: Name, *, device: torch.device | str | None = None) -> Classifier:
-    """The classifier of a data set (`digits`, `cifar10`), or of a file as in `load`.
+    """The classifier of a data set (`digits`, `cifar10`), another one, or of a file as in `load`.
 
-    Frozen, in evaluation mode, in float32; `features(x)` gives what the metrics compare.
+    Frozen, in evaluation mode, in float32; `features(x)` gives what the metrics compare. Another
+    one is `cifar10-judge`, of other widths, seed and order of the images: guide by `cifar10` and
+    score by it, for a judge flatters the samples that it guided.
 
     Raises:
         ValueError: As `load`, and where the model is no classifier.
@@ -132,10 +135,10 @@ def network(name: Name, *, device: torch.device | str | None = None) -> nn.Modul
 
 
 def reference(name: str) -> dict[str, Tensor]:
-    """Statistics of a data set under the features of its classifier.
+    """Statistics of a data set under the features of its classifier, or of another one.
 
     Args:
-        name: `digits` or `cifar10`.
+        name: `digits` or `cifar10`, or `cifar10-judge` for the features of that classifier.
 
     Returns:
         `mean` `(d,)` and `cov` `(d, d)` of the whole training split, in float64; `count`, its
@@ -208,33 +211,55 @@ def save(network: nn.Module, about: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
+@overload
+def judge(
+    name: Name, label: int | Tensor | list[int], property: None = None, *, device: Any = None
+) -> ImageJudge: ...
+
+
+@overload
 def judge(
     name: Name, label: int | Tensor | list[int], property: str, *, device: Any = None
-) -> "TokenJudge":
-    """A noise-aware classifier of tokens as an energy that guides ask for.
+) -> TokenJudge: ...
+
+
+def judge(
+    name: Name, label: int | Tensor | list[int], property: str | None = None, *, device: Any = None
+) -> ImageJudge | TokenJudge:
+    """A shipped classifier as an energy that guides ask for, or that scores what others guided.
 
     Args:
-        name: `qm9-masked` or `qm9-uniform`, or a file or folder as in `load`.
+        name: `digits`, `cifar10` or `cifar10-judge` (clean images); `qm9-masked` or
+            `qm9-uniform` (noisy tokens); or a file or folder as in `load`.
         label: The class asked for: one for all samples, or `(B,)`.
-        property: Which property, such as `qed`.
+        property: Of tokens: which property, such as `qed`.
         device: Where the weights go; default the CPU.
 
     Raises:
-        ValueError: As `load`; the model is no classifier of tokens, or has no such property.
+        ValueError: As `load`; the model is no classifier, or has no such property.
 
     Example:
-        >>> import fairlead as fl
+        >>> import torch, fairlead as fl
         >>> likely = fl.models.zoo.judge("qm9-uniform", 9, "qed")
         >>> likely.name
         'qed'
+        >>> guiding = fl.models.zoo.judge("cifar10", 3)
+        >>> independent = fl.models.zoo.judge("cifar10-judge", 3)
+        >>> independent(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1])
     """
     shipped = isinstance(name, str) and f"{name}-classifier" in _names()
     path = _locate(f"{name}-classifier" if shipped else name)
     made = _build(path, _read_card(path)).to(device)
+    if isinstance(made, Classifier):
+        if property is not None:
+            raise ValueError(f"judge: {path.stem} judges images, it has no property {property!r}")
+        return ImageJudge(made, label, name=path.stem)
     if not isinstance(made, TokenClassifier):
-        raise ValueError(f"judge: {path.stem} is no classifier of tokens")
-    choose("judge", "property", property, made.config["properties"])
-    return TokenJudge(made, label, property, property)
+        raise ValueError(f"judge: {path.stem} is no classifier")
+    asked = property or ""
+    choose("judge", "property", asked, made.config["properties"])
+    return TokenJudge(made, label, asked, asked)
 
 
 def language(name: Name, *, device: torch.device | str | None = None) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
-from fairlead.energy import Classifier, Energy, Linear, Symmetry
+from fairlead.energy import Boxes, Classifier, Energy, Linear, Symmetry
 from fairlead.guidance.algebra import Guide, Rule, Term
 from fairlead.guidance.branch import Branch, Predictions, Transform
 from fairlead.guidance.combine import combine
@@ -42,6 +42,7 @@ ENERGIES: dict[str, Energy] = {
     "measurement": Linear(lambda z: z.flatten(2).mean(2), [0.3, -0.2], noise=0.5),
     "classifier": Classifier(lambda z: z.flatten(1)[:, :120].reshape(-1, 10, 12).sum(2), label=1),
     "symmetry": Symmetry(),
+    "boxes": Boxes({1: (0.0, 0.0, 0.5, 1.0), (2, 3): (0.5, 0.25, 1.0, 1.0)}),
 }
 """Energies that guides find here by name."""
 
@@ -298,7 +299,8 @@ def two_memories(subject: Subject) -> None:
     rule = subject.method
     if not isinstance(rule, Rule):
         raise NotApplicable("no rule")
-    both, outer, inner = (Run(0, range(2), STEPS, check=False, record=False) for _ in range(3))
+    options: dict[str, Any] = {"check": False, "record": False, "energies": ENERGIES}
+    both, outer, inner = (Run(0, range(2), STEPS, **options) for _ in range(3))
     once = CFG(3.0) | rule
     for i in range(3):
         c, u = noise(key=i, dtype=torch.float64), noise(key=i + 10, dtype=torch.float64)

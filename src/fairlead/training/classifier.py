@@ -19,12 +19,14 @@ from fairlead.training.data import DATASETS, Images
 from fairlead.training.trainer import generator
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "cifar10": {"size": 32, "channels": 3, "patch": 2, "widths": (64, 128, 208)},
-    "digits": {"size": 8, "channels": 1, "patch": 1, "widths": (32, 64)},
+    "cifar10-classifier": {"size": 32, "channels": 3, "patch": 2, "widths": (64, 128, 208)},
+    "cifar10-judge": {"size": 32, "channels": 3, "patch": 2, "widths": (80, 144, 240)},
+    "digits-classifier": {"size": 8, "channels": 1, "patch": 1, "widths": (32, 64)},
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "cifar10": {"minutes": 5.0, "flip": True, "pad": 4},
-    "digits": {"max_steps": 600, "batch": 128, "pad": 1, "bf16": False},
+    "cifar10-classifier": {"minutes": 5.0, "flip": True, "pad": 4},
+    "cifar10-judge": {"minutes": 11.0, "flip": True, "pad": 4, "seed": 1},
+    "digits-classifier": {"max_steps": 600, "batch": 128, "pad": 1, "bf16": False},
 }
 TEST_FEATURES = 2000
 
@@ -122,11 +124,11 @@ def run_classifier(
     progress: Callable[[dict[str, Any]], None] = lambda info: None,
     minutes: float | None = None,
 ) -> dict[str, Any]:
-    """Trains the classifier of a data set and writes it, its card and its statistics.
+    """Trains one of the classifiers of images and writes it, its card and its statistics.
 
     Args:
-        name: `digits` or `cifar10`.
-        destination: Folder of `<name>-classifier` and `<name>-reference`.
+        name: A key of `CONFIGS`, such as `cifar10-judge`.
+        destination: Folder of the model and of its reference; see `ship_classifier`.
         data_root: Folder of the data sets; see `training.data.data_root`.
         progress: As for `train_classifier`.
         minutes: Wall-clock budget in place of the usual one.
@@ -135,19 +137,18 @@ def run_classifier(
         Steps, images seen, seconds, the running loss and the test accuracy.
 
     Raises:
-        ValueError: Unknown data set.
+        ValueError: Unknown name.
         FileNotFoundError: The data are not there.
     """
     choose("run_classifier", "name", name, CONFIGS)
-    data = DATASETS[name]("train", data_root)
+    source = DATASETS[name.partition("-")[0]]
+    data = source("train", data_root)
     options = OPTIONS[name] | ({} if minutes is None else {"minutes": minutes, "max_steps": None})
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(options.get("seed", 0))
         network = Classifier(**CONFIGS[name], classes=len(data.classes))
         info = train_classifier(network, data, progress=progress, **options)
-    return ship_classifier(
-        network, name, data, DATASETS[name]("test", data_root), info, destination
-    )
+    return ship_classifier(network, name, data, source("test", data_root), info, destination)
 
 
 def ship_classifier(
@@ -160,11 +161,12 @@ def ship_classifier(
 ) -> dict[str, Any]:
     """Writes a trained classifier, its card and the statistics of its features.
 
-    All numbers are those of the weights as they ship, in half precision.
+    All numbers are those of the weights as they ship, in half precision. The statistics of
+    `cifar10-classifier` go to `cifar10-reference`, those of any other name to `<name>-reference`.
 
     Args:
         network: The classifier.
-        name: Name of the data set.
+        name: Name of the model, which begins with that of its data set.
         data: Training split, of which mean and covariance are kept.
         test: Test split, for the accuracy and the kept features.
         info: What `train_classifier` returned.
@@ -174,15 +176,15 @@ def ship_classifier(
         `info` with the test accuracy.
     """
     about = {
-        "name": f"{name}-classifier",
+        "name": name,
         "network": "classifier",
         "shape": list(data.pixels.shape[1:]),
         "classes": list(data.classes),
-        "data": name,
+        "data": name.partition("-")[0],
         "licence": {"data": data.licence, "weights": "Apache-2.0"},
         "steps": info["step"],
         "images": info["images"],
-        "seed": 0,
+        "seed": OPTIONS.get(name, {}).get("seed", 0),
         "minutes": round(info["seconds"] / 60, 1),
         "trained": date.today().isoformat(),
     }
@@ -203,7 +205,7 @@ def ship_classifier(
         "features": features[:TEST_FEATURES].half(),
         "labels": test.labels[:TEST_FEATURES].clone(),
     }
-    file = folder / f"{name}-reference.safetensors"
+    file = folder / f"{name.removesuffix('-classifier')}-reference.safetensors"
     save_file(tensors, file, {"format": "pt"})
     file.chmod(0o644)
     return {**info, "accuracy": accuracy}

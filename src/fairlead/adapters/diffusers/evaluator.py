@@ -1,6 +1,6 @@
 """Branches as calls of a pipeline's own network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from fairlead.adapters.diffusers import caches, inputs
 from fairlead.adapters.diffusers.layouts import NULLED, Layout
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
-from fairlead.guidance.branch import Branch, Predictions
+from fairlead.guidance.branch import Branch, Capture, Predictions
 from fairlead.guidance.context import Context, Run
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.guidance.hooks import Span, perturbed
@@ -113,6 +113,7 @@ class PipelineEvaluator(Evaluator):
         models: Further networks.
         convert: From a network's output at an input to a prediction of a branch.
         sample: From a moved input to what the network is given.
+        at: A call of the pipeline at another sample.
         batching: `auto` joins what a pipeline joins; `batched` joins all; `sequential` nothing.
         fixed_rows: Whether a pipeline's call keeps its number of rows, wanted or not.
     """
@@ -126,6 +127,7 @@ class PipelineEvaluator(Evaluator):
         models: Mapping[str, PipelineDenoiser],
         convert: Callable[[Tensor, Tensor, Branch, Context], Tensor],
         sample: Callable[[Tensor, inputs.Arguments], Any],
+        at: Callable[[Tensor, Native], Native],
         *,
         batching: Batching = "auto",
         fixed_rows: bool = False,
@@ -136,6 +138,7 @@ class PipelineEvaluator(Evaluator):
         self.leaves = states
         self.convert = convert
         self.sample = sample
+        self.at = at
         self.plan_batching = batching
         self.fixed_rows = fixed_rows
         self.native: Native | None = None
@@ -153,6 +156,18 @@ class PipelineEvaluator(Evaluator):
         self.denoiser.grid = inputs.grid(native.bound)
         self._slots = {}
         self._conditions = {}
+
+    def read(
+        self, branch: Branch, x: Tensor, captures: Sequence[Capture], ctx: Context
+    ) -> Predictions:
+        native = self.native
+        assert native is not None
+        with torch.set_grad_enabled(x.requires_grad):
+            self.begin(self.at(x, native))
+        try:
+            return super().read(branch, x, captures, ctx)
+        finally:
+            self.begin(native)
 
     def model(self, name: str) -> Denoiser:
         if name and name not in self.models:
@@ -278,10 +293,16 @@ class PipelineEvaluator(Evaluator):
     ) -> None:
         assert self.native is not None
         assert ctx.x is not None
+        if graph and caches.enabled(self.native.network):
+            raise ValueError(
+                "steer: the guide differentiates the network, and a cache of diffusers stands "
+                "between its input and its output; disable the cache, or take a guide that "
+                "stops at the clean estimate, such as mpgd"
+            )
         main = denoiser is self.denoiser
         requests = []
         left = dict(branches)
-        if main and self.layout.kind == "rows" and len(self.layout.slots) > 1:
+        if main and not graph and self.layout.kind == "rows" and len(self.layout.slots) > 1:
             by_slot = {self.slot(b): b for b, rows in left.items() if self._is_plain(b, rows)}
             full = set(by_slot) == set(self.layout.slots) and self.plan_batching != "sequential"
             if by_slot and (self.fixed_rows or full):
@@ -289,7 +310,7 @@ class PipelineEvaluator(Evaluator):
                 total = self.native.batch * len(laid)
                 requests.append(_Request(laid, self.native.bound, total, ctx.x, native=True))
                 left = {b: r for b, r in left.items() if b not in by_slot.values()}
-        requests += [self._asked(b, rows, done, ctx) for b, rows in left.items()]
+        requests += [self._asked(b, rows, done, ctx, graph) for b, rows in left.items()]
         for request in requests:
             for _ in request.branches:
                 ctx.run.report.count(ctx.batch, request.rows)
@@ -318,7 +339,12 @@ class PipelineEvaluator(Evaluator):
         return not changed and (rows is None or self.fixed_rows) and self.slot(branch) is not None
 
     def _asked(
-        self, branch: Branch, rows: Tensor | None, done: dict[Branch, Tensor], ctx: Context
+        self,
+        branch: Branch,
+        rows: Tensor | None,
+        done: dict[Branch, Tensor],
+        ctx: Context,
+        graph: bool = False,
     ) -> _Request:
         assert self.native is not None
         assert ctx.x is not None
@@ -338,6 +364,7 @@ class PipelineEvaluator(Evaluator):
                 made = inputs.lengthened(made, given, inputs.leaves(behind))
         if branch.point is not None:
             x = branch.point(x, Predictions(ctx.plan.base, done, ctx.maps), ctx)
+        if graph or branch.point is not None:
             made = inputs.put(made, self.sample(x, made))
         count = self.native.batch
         if rows is not None:
@@ -406,6 +433,10 @@ class PipelineEvaluator(Evaluator):
                 output = native.inner(**joined)
         if self.output is None or not any(r.rows is not None for r in group):
             self.output = output
+            if torch.is_grad_enabled():  # not to keep a graph until the next step
+                found = inputs.prediction(output)
+                kept = inputs.like(inputs.stacked(found).detach(), found)
+                self.output = inputs.replaced(output, kept)
         return output
 
     def _context(self, group: list[_Request]) -> str:

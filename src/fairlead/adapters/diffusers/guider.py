@@ -11,6 +11,7 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import nn
 
 from fairlead.adapters.diffusers import inputs
+from fairlead.adapters.diffusers.energies import energies_of, require_steerable
 from fairlead.adapters.diffusers.evaluator import Native
 from fairlead.adapters.diffusers.layouts import Layout
 from fairlead.adapters.diffusers.patch import called
@@ -21,6 +22,7 @@ from fairlead.guidance.algebra import Rule, Schedule
 from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
+from fairlead.sampling import require_differentiable
 
 LAYOUT = Layout("calls", ("cond", "null"))
 """What every modular pipeline does: one call a branch, the condition first."""
@@ -50,6 +52,8 @@ class GuiderSession(Session):
         assert self.model is not None
         self.model.run.step = self.first - 1
         self.model.run.steps += self.first
+        levels = self.model.run.levels  # the run counts its steps from the first network's
+        self.model.run.levels = (*levels[:1] * self.first, *levels)
 
 
 class FairleadGuider(BaseGuidance):  # type: ignore[misc]
@@ -70,6 +74,7 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
     Attributes:
         scheduler: The scheduler, or the pipeline that has it; for guides that need noise levels.
         models: Further networks by name.
+        energies: Energies by name.
     """
 
     _input_predictions: ClassVar[list[str]] = ["pred_cond", "pred_uncond"]
@@ -93,6 +98,7 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
         }
         self.scheduler: Any = None
         self.models: Mapping[str, nn.Module] = {}
+        self.energies: Mapping[str, Any] = {}
         self._session: Session | None = None
         self._log = Report(record)
         self._fields: list[dict[str, Any]] = []
@@ -183,7 +189,13 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
 
     def _begin(self, network: nn.Module, bound: inputs.Arguments) -> Session:
         guide, scheduler = self.guide, getattr(self.scheduler, "scheduler", self.scheduler)
-        two_ends = [n for n in guide.nodes() if getattr(n, "claims_renoise", False)]
+        require_steerable("as_guider", guide)
+        require_differentiable("the pipeline", guide)
+        two_ends = [
+            n
+            for n in guide.nodes()
+            if getattr(n, "claims_renoise", False) or getattr(n, "apart", False)
+        ]
         if two_ends:
             raise ValueError(
                 f"as_guider: {two_ends[0]} acts in the scheduler's step, which a guider does not "
@@ -213,6 +225,7 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
             {"cond": {}, "null": self._recorded["null"]},
             {},
             self.models,
+            energies=energies_of(guide, self.energies),
             **self.options,
         )
         self._recorded = dict(setting.recorded)  # type: ignore[arg-type]

@@ -120,13 +120,29 @@ class Levels:
             return self._of_alpha(self._alpha(round(t)), t + 1)
         return self.of_sigma(self.sigma(self.index() if index is None else index))
 
+    def ahead(self, time: Any) -> list[Level]:
+        """The levels of the network calls that lie ahead, and the one at which the last step ends.
+
+        Empty for schedulers whose calls lie between the levels of their list.
+        """
+        if hasattr(self.scheduler, "sigmas_interpol"):
+            return []
+        times = self.scheduler.timesteps.tolist()
+        if self.kind != "cumulative":
+            return [self.of_sigma(self.sigma(i)).level for i in range(self.index(), len(times) + 1)]
+        now = number(time)
+        left = times[times.index(now) :] if now in times else times
+        return [*(self.at(t).level for t in left), self.following(left[-1]).level]
+
     def following(self, time: Any) -> Scale:
         """The level after the step that begins at a network call."""
         if self.kind != "cumulative":
             return self.of_sigma(self.sigma(self.index() + 1))
         scheduler = self.scheduler
         t = round(number(time))
-        if hasattr(scheduler, "previous_timestep"):
+        if getattr(scheduler, "counter", None) == 1:  # PNDM makes its first step once more
+            later = t
+        elif hasattr(scheduler, "previous_timestep"):
             later = int(scheduler.previous_timestep(t))
         elif getattr(scheduler, "step_index", None) is not None:  # steps that it lists
             later = next((int(s) for s in scheduler.timesteps.tolist() if s < t), -1)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fairlead.adapters.diffusers.energies import energies_of
 from fairlead.adapters.diffusers.evaluator import Batching
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.spec import guide as parse
@@ -19,6 +20,7 @@ def as_guider(
     scheduler: Any = None,
     *,
     models: Mapping[str, nn.Module] | None = None,
+    energies: Mapping[str, Any] | None = None,
     batching: Batching = "auto",
     seed: int = 0,
     check: bool = True,
@@ -35,6 +37,7 @@ def as_guider(
             that a guider which was loaded wants ``guider.scheduler = pipe`` again.
         models: Further networks by name, called with the arguments of the pipeline's own; not
             saved either.
+        energies: Energies by name, which judge latents; not saved either.
         batching: ``auto`` and ``sequential`` make one call a branch, as guiders of diffusers do;
             ``batched`` makes one call of all branches.
         seed: Seed of what the guide draws.
@@ -64,4 +67,5 @@ def as_guider(
     made: FairleadGuider = FairleadGuider(str(parsed), batching, seed, check, record)
     made.scheduler = scheduler
     made.models = dict(models or {})
+    made.energies = energies_of(parsed, energies or {})
     return made

@@ -4,25 +4,28 @@ import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from fairlead.adapters.diffusers import inputs, probe
+from fairlead.adapters.diffusers.decoding import Decode, decoder
+from fairlead.adapters.diffusers.energies import energies_of, require_steerable
 from fairlead.adapters.diffusers.evaluator import Batching
 from fairlead.adapters.diffusers.knobs import Knobs, like_prompt
 from fairlead.adapters.diffusers.layouts import SINGLE, Layout
 from fairlead.adapters.diffusers.patch import all_called, replaced_attribute
 from fairlead.adapters.diffusers.report import SteeringReport
 from fairlead.adapters.diffusers.session import Session, Setting
-from fairlead.adapters.diffusers.step import both_ends, corrected, require_predictor
-from fairlead.guidance.algebra import Guide, Term
+from fairlead.adapters.diffusers.step import both_ends, corrected, require_order, require_predictor
+from fairlead.guidance.algebra import Guide
 from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
 from fairlead.parameters import choose, nearest
 from fairlead.samplers.base import Sampler, get
 from fairlead.samplers.pcg import PCG
+from fairlead.sampling import require_differentiable
 
 NETWORKS = ("unet", "transformer", "transformer_2", "dit", "denoiser")
 """Usual names of the components that predict."""
@@ -36,6 +39,8 @@ def steer(
     prompts: Mapping[str, str | list[str]] | None = None,
     models: Mapping[str, nn.Module] | None = None,
     masks: Mapping[str, Any] | None = None,
+    energies: Mapping[str, Any] | None = None,
+    decode: Decode | Literal["vae"] | None = None,
     batching: Batching = "auto",
     fixed_rows: bool = False,
     layout: str | Layout | None = None,
@@ -63,6 +68,11 @@ def steer(
         models: Further networks by name, called with the arguments of the pipeline's own.
         masks: Masks by name, for guides that act on a region: pictures, or numbers ``(H, W)`` or
             ``(B, H, W)`` in [0, 1] of any size.
+        energies: Energies by name, for guides that ask for one by name (`fl.energy`, or functions
+            of a clean estimate).
+        decode: What energies of clean samples judge: the pipeline's clean latents as its network
+            is given them (`None`), pixels in [-1, 1] that its autoencoder makes of them (``vae``),
+            or what a differentiable function makes of them.
         batching: ``auto`` makes the pipeline's own calls, and joins further branches where the
             pipeline joins its own; ``batched`` makes one call of all branches; ``sequential`` one
             call a branch.
@@ -81,7 +91,8 @@ def steer(
     Raises:
         ValueError: The pipeline is not supported, or an argument is unknown; in the pipeline's
             call: a branch that the guide asks for cannot be evaluated.
-        RuntimeError: The pipeline is steered already.
+        RuntimeError: The pipeline is steered already; in the pipeline's call: the guide takes
+            gradients, under ``torch.inference_mode``.
 
     Example:
         With a pipeline ``pipe``::
@@ -92,7 +103,8 @@ def steer(
     """
     parsed = parse(guide)
     parsed.require("continuous")
-    _require_branches(parsed)
+    require_steerable("steer", parsed, moves=True)
+    given_energies = energies_of(parsed, energies or {})
     corrector = _corrector(sampler)
     choose("steer", "batching", batching, ("auto", "batched", "sequential"))
     given = Layout.parse(layout) if isinstance(layout, str) else layout
@@ -111,6 +123,8 @@ def steer(
             "check": check,
             "record": record,
             "sampler": corrector,
+            "energies": given_energies,
+            "decode": decoder(pipe, decode),
         },
     )
 
@@ -129,21 +143,6 @@ def _corrector(sampler: Sampler | str | None) -> PCG | None:
         f"{made}; the other samplers are schedulers themselves: set pipe.scheduler, or use "
         "fl.sample"
     )
-
-
-def _require_branches(guide: Guide) -> None:
-    """Refuses terms that are more than weighed branches.
-
-    Raises:
-        ValueError: Names the term.
-    """
-    for node in guide.nodes():
-        moves = isinstance(node, Term) and type(node).move is not Term.move
-        if moves or getattr(node, "gradient", False):
-            raise ValueError(
-                f"steer: {node.name} needs a gradient or a sample of its own, which a pipeline's "
-                "loop does not give; use fl.sample, or a guide of branches"
-            )
 
 
 class Steering:
@@ -211,6 +210,8 @@ class Steering:
         networks = {n: m for n, m in networks.items() if isinstance(m, nn.Module)}
         setting, arguments, inert = self._prepare(given, networks)
         report = Report(self.options["record"])
+        require_differentiable("the pipeline", self.guide)
+        require_order(self.guide, self.pipe.scheduler)
         if setting.sampler is not None:
             require_predictor(setting.sampler, self.pipe.scheduler, arguments)
         session = Session(setting, report)
@@ -221,7 +222,7 @@ class Steering:
             stack.callback(session.end)
             stack.enter_context(all_called(networks, session.handler))
             scheduler = self.pipe.scheduler
-            if not session.raw:
+            if session.moving or not session.raw:
                 step = corrected(session, both_ends(session, scheduler.step))
                 stack.enter_context(replaced_attribute(scheduler, "step", step))
             result = self._call(self.pipe, **arguments)

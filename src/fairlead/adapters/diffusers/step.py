@@ -6,6 +6,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from fairlead.adapters.diffusers import inputs
+from fairlead.guidance.algebra import Guide
 from fairlead.samplers.pcg import PCG
 
 if TYPE_CHECKING:
@@ -39,13 +40,6 @@ def both_ends(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
         ends, levels = session.ends, session.levels
         if ends is None or ends.denoise is ends.renoise or levels is None:
             return step(*args, **kwargs)
-        order = getattr(session.setting.pipe.scheduler, "order", 1)
-        if order != 1:
-            raise ValueError(
-                f"steer: {session.guide} renoises with another prediction than it denoises with, "
-                f"and {type(session.setting.pipe.scheduler).__name__} evaluates {order} times a "
-                "step; take a scheduler of order 1"
-            )
         churn = _filled(signature, args, kwargs).get("s_churn")
         if churn:
             raise ValueError(
@@ -64,15 +58,16 @@ def both_ends(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
 
 
 def corrected(session: "Session", step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step from the sample that a corrector moved, of which the pipeline does not know."""
+    """The step from the sample that was moved, by a corrector or the guide, as it must be told."""
     sampler = session.setting.sampler
-    if sampler is None:
+    if sampler is None and not session.moving:
         return step
     signature = inspect.signature(step)
 
     @wraps(step)
     def stepped(*args: Any, **kwargs: Any) -> Any:
-        _require_quiet(sampler, _filled(signature, args, kwargs))
+        if sampler is not None:
+            _require_quiet(sampler, _filled(signature, args, kwargs))
         delta, session.correction = session.correction, None
         if delta is None:
             return step(*args, **kwargs)
@@ -82,6 +77,30 @@ def corrected(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
         return step(*bound.args, **bound.kwargs)
 
     return stepped
+
+
+def require_order(guide: Guide, scheduler: Any) -> None:
+    """Refuses guides of two ends, or that move the sample, where a step has several evaluations.
+
+    Raises:
+        ValueError: Names the term and the scheduler.
+    """
+    order = getattr(scheduler, "order", 1)
+    pndm = type(scheduler).__name__ == "PNDMScheduler"
+    if pndm and not scheduler.config.skip_prk_steps:
+        order = 4  # its first steps are of Runge-Kutta's method
+    for node in guide.nodes():
+        moves = getattr(node, "moves", False)
+        if order == 1 and not (moves and pndm):  # whose second step goes on from the first sample
+            continue
+        if moves or getattr(node, "claims_renoise", False) or getattr(node, "apart", False):
+            does = "renoises with another prediction than it denoises with"
+            if moves:
+                does = "moves the sample before each step"
+            raise ValueError(
+                f"steer: {node} {does}, and {type(scheduler).__name__} evaluates "
+                f"{max(order, 2)} times a step; take a scheduler of order 1"
+            )
 
 
 def _filled(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -181,7 +181,8 @@ def ssr_speech(w: Weight = 1.5, stride: int = 5) -> Guide:
 
     Null is a random text of the same length, drawn once an utterance:
     ``negative=fairlead.autoregressive.random_prompts(prompts, tokens)``. One draw is a noisy
-    estimate; the mean of the probabilities of many is the model without the text.
+    estimate; the mean of the probabilities of many is the model without the text. In
+    ``fl.generate`` its rows are computed at every token all the same, since its cache needs them.
 
     Args:
         w: Guidance scale, 1.5 in the paper; one number, or one a sample.

@@ -2,12 +2,14 @@
 
 from fairlead.guidance.energy.classifier_guidance import ClassifierGuidance
 from fairlead.guidance.energy.dcbg import DCBG
+from fairlead.guidance.energy.descent import Descent
 from fairlead.guidance.energy.dps import DPS
 from fairlead.guidance.energy.dreamguider import Dreamguider
 from fairlead.guidance.energy.elucd import EluCD
 from fairlead.guidance.energy.flowchef import FlowChef
 from fairlead.guidance.energy.freedom import FreeDoM
 from fairlead.guidance.energy.gfcg import GFCG
+from fairlead.guidance.energy.layout import Layout
 from fairlead.guidance.energy.lgd import LGD
 from fairlead.guidance.energy.mpgd import MPGD
 from fairlead.guidance.energy.norm_guidance import NormGuidance
@@ -23,9 +25,11 @@ __all__ = [
     "TFG",
     "UGD",
     "ClassifierGuidance",
+    "Descent",
     "Dreamguider",
     "EluCD",
     "FlowChef",
     "FreeDoM",
+    "Layout",
     "NormGuidance",
 ]

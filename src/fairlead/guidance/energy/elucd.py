@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -62,8 +62,6 @@ class EluCD(GradientTerm):
         Ma, Hu, Wang, Sun (2023), arXiv:2310.11311.
     """
 
-    moves: ClassVar[bool] = True
-
     energy: EnergyLike
     scale: Scale = 1.0
     form: Literal["ddpm", "edm"] = "ddpm"
@@ -74,6 +72,11 @@ class EluCD(GradientTerm):
     def __post_init__(self) -> None:
         super().__post_init__()
         choose(self.name, "form", self.form, ("ddpm", "edm"))
+
+    @property
+    def moves(self) -> bool:
+        """Whether it moves the sample before a step."""
+        return self.form == "edm"
 
     @cached_property
     def strength(self) -> float | tuple[float, ...]:

@@ -31,7 +31,7 @@ class GradientTerm(Term):
 
     Attributes:
         energy: Name of the energy; one that was given as a value is carried along.
-        wants: Kind of energy that it takes: `clean`, `noisy`, `judge`, or `any`.
+        wants: Kind of energy that it takes: `clean`, `noisy`, `judge`, or `any` of these.
     """
 
     affine: ClassVar[bool] = False
@@ -55,6 +55,11 @@ class GradientTerm(Term):
         Raises:
             ValueError: Names the energy and the kind that is needed.
         """
+        if energy.attention:
+            raise ValueError(
+                f"{self.name}: the energy {energy.name!r} judges attention maps, which this guide "
+                "does not read; use fl.Layout"
+            )
         if self.wants == "judge" and not hasattr(energy, "log_probs"):
             raise ValueError(
                 f"{self.name}: the energy {energy.name!r} has no class log-probabilities; give "
@@ -152,7 +157,7 @@ def ascent(
         FloatingPointError: The energy or its gradient is NaN or infinite.
     """
     energy = ctx.run.energy(owner, name)
-    at = f"at step {ctx.run.step} (stage {ctx.run.stage})"
+    at = place_of(ctx)
     with torch.enable_grad():
         leaf = z.detach().requires_grad_()
         points = [leaf + d for d in draws] or [leaf]
@@ -160,31 +165,48 @@ def ascent(
         value = torch.stack(values).logsumexp(0) - math.log(len(values))
         if len(values) == 1:
             value = values[0]
-        if not value.requires_grad:
-            raise ValueError(
-                f"energy {energy.name!r} has no gradient {at}: it must be computed from its "
-                "argument by differentiable operations, without detach or torch.no_grad"
-            )
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        gradient = differentiated(energy, value, leaf, ctx)
     ctx.run.report.gradients += len(points)
-    if ctx.run.check:
-        finite = bool(torch.isfinite(value).all()) and bool(torch.isfinite(gradient).all())
-        if not finite and bool(torch.isfinite(z).all()):  # else the prediction is to blame
-            what = "value" if not bool(torch.isfinite(value).all()) else "gradient"
-            raise FloatingPointError(
-                f"the {what} of energy {energy.name!r} is NaN or infinite {at}; "
-                "pass check=False to go on all the same"
-            )
     return value.detach().to(z.dtype), gradient
 
 
-def measured(energy: Energy, z: Tensor, level: Level, at: str) -> Tensor:
-    """An energy, checked to be one number a sample."""
+def differentiated(energy: Energy, value: Tensor, leaf: Tensor, ctx: Context) -> Tensor:
+    """The gradient in a leaf of an energy's values, `(B,)`.
+
+    Raises:
+        ValueError: There is no graph between them.
+        FloatingPointError: A value or the gradient is NaN or infinite, and the leaf is not.
+    """
+    if not value.requires_grad:
+        raise ValueError(
+            f"energy {energy.name!r} has no gradient {place_of(ctx)}: it must be computed from "
+            "its argument by differentiable operations, without detach or torch.no_grad"
+        )
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    if ctx.run.check:
+        finite = bool(torch.isfinite(value).all()) and bool(torch.isfinite(gradient).all())
+        if not finite and bool(torch.isfinite(leaf).all()):  # else the prediction is to blame
+            what = "value" if not bool(torch.isfinite(value).all()) else "gradient"
+            raise FloatingPointError(
+                f"the {what} of energy {energy.name!r} is NaN or infinite {place_of(ctx)}; "
+                "pass check=False to go on all the same"
+            )
+    return gradient
+
+
+def place_of(ctx: Context) -> str:
+    """Where a run is, for errors."""
+    return f"at step {ctx.run.step} (stage {ctx.run.stage})"
+
+
+def measured(energy: Energy, z: Any, level: Level, at: str, count: int | None = None) -> Tensor:
+    """An energy, checked to be one number a sample; `count` samples, where `z` is no batch."""
     value: Any = energy(z, level)
-    if not isinstance(value, Tensor) or value.shape != (len(z),):
+    size = len(z) if count is None else count
+    if not isinstance(value, Tensor) or value.shape != (size,):
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
         raise ValueError(
-            f"energy {energy.name!r} must return one number a sample, shape ({len(z)},), got "
+            f"energy {energy.name!r} must return one number a sample, shape ({size},), got "
             f"{got} {at}"
         )
     return value
