@@ -47,6 +47,7 @@ from fairlead.reference import ReferenceDenoiser, with_reference
 from fairlead.sampling import Interrupted, Result, Step, sample
 from fairlead.stages import Stage, sample_stages
 from fairlead.stream import SimilarityFilter, Stream
+from fairlead.teacher import Taught, sample_taught
 from fairlead.text import TextError
 from fairlead.views import ViewsDenoiser
 
@@ -73,6 +74,7 @@ __all__ = [
     "Stage",
     "Step",
     "Stream",
+    "Taught",
     "Term",
     "TextError",
     "ViewsDenoiser",
@@ -93,6 +95,7 @@ __all__ = [
     "register",
     "sample",
     "sample_stages",
+    "sample_taught",
     "samplers",
     "schedules",
     "selection",

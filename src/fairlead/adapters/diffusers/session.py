@@ -1,14 +1,14 @@
 """One call of a steered pipeline: from the calls of its network to guided predictions."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fairlead.adapters.diffusers import caches, inputs
+from fairlead.adapters.diffusers import inputs
 from fairlead.adapters.diffusers.decoding import Decoder
 from fairlead.adapters.diffusers.energies import shown
 from fairlead.adapters.diffusers.evaluator import (
@@ -17,6 +17,7 @@ from fairlead.adapters.diffusers.evaluator import (
     PipelineDenoiser,
     PipelineEvaluator,
 )
+from fairlead.adapters.diffusers.fast import Fast, Formula, Notes, fast
 from fairlead.adapters.diffusers.layouts import Layout
 from fairlead.adapters.diffusers.levels import Levels, Scale, number
 from fairlead.adapters.diffusers.masks import fit
@@ -28,7 +29,6 @@ from fairlead.guidance.context import Context, Plan, Run
 from fairlead.guidance.guided import GuidedModel, branches, finish, rows_to_evaluate
 from fairlead.guidance.masks import fitted
 from fairlead.guidance.report import Entry, Report
-from fairlead.guidance.terms.cfg import CFG
 from fairlead.prediction import Prediction
 from fairlead.samplers.pcg import PCG
 from fairlead.schedules import EDM, Level
@@ -94,6 +94,7 @@ class Session:
         self.layout = setting.layout
         self.report = report
         self.raw = setting.sampler is None and _is_affine(setting.guide)
+        self.moving = any(getattr(n, "moves", False) for n in setting.guide.nodes())
         self.levels: Levels | None = None
         self.model: GuidedModel | None = None
         self.evaluator: PipelineEvaluator | None = None
@@ -104,12 +105,11 @@ class Session:
         self.scale: Scale | None = None
         self.correction: Tensor | None = None
         self.time: Any = None
-        self.fast: Callable[[inputs.Inner, Any, Any], Any] | None = None
-        self.pending: list[tuple[Any, int | None, Tensor | None, int]] = []
+        self.fast: Fast | None = None
+        self.notes = Notes(self)
         self._lengths: list[tuple[Entry, Level]] = []
         self._rest: Tensor | None = None
         self._dtype = torch.float32
-        self._size = 0.0
 
     def handler(self, name: str, network: nn.Module) -> Handler:
         """Stands in for calls of one of the pipeline's networks."""
@@ -134,7 +134,7 @@ class Session:
         slot = slots[self.turn]
         self.turn = (self.turn + 1) % len(slots)
         stored = self.stored
-        if len(self.report.entries) + len(self.pending) == 1:
+        if len(self.report.entries) + len(self.notes) == 1:
             bound = inputs.bind(network, args, kwargs)
             found = inputs.leaves(bound)
             for path, value in self.setting.recorded[slot].items():
@@ -188,10 +188,12 @@ class Session:
             gain = 0.0
             if before is not None:
                 x = self._correct(self.setting.sampler, x, before.level, native)
+        self.model.begin(scale.level)
+        if self.moving:
+            x = self._enter(x, native)
         if self.raw:
             made = self._combine_raw(x, scale.level, native)
         else:
-            self.model.begin(scale.level)
             ends = self.ends = self.model(x, scale.level, gain=gain)
             assert self.levels is not None
             sign = self.setting.reading.sign
@@ -209,21 +211,35 @@ class Session:
         assert self.model is not None
         assert self.evaluator is not None
         assert self.scale is not None
-        stale = [n for n in sorted(inputs.STEPWISE) if native.bound.get(n) is not None]
-        if stale:
-            raise ValueError(
-                f"steer: {sampler} moves the sample between two calls of the network, and another "
-                f"network made {stale[0]} from the sample before; leave out the sampler, or the "
-                "ControlNet"
-            )
-        given, start = native.bound, x
-        parts = inputs.count(given) // native.batch
+        _refuse_stale(str(sampler), "the sampler", native)
+        start = x
         for _ in range(sampler.langevin):
             x = sampler.correct(self.model, x, before, self.scale.level)
-            bound = inputs.put(given, self._moved(torch.cat([x] * parts), given))
-            self.evaluator.begin(replace(native, args=(), kwargs=bound, bound=bound))
+            self.evaluator.begin(self.at(x, native))
         self.correction = (x - start) * self.scale.latents
         return x
+
+    def _enter(self, x: Tensor, native: Native) -> Tensor:
+        """The sample moved by the terms that act before a step, as the scheduler will be told."""
+        assert self.model is not None
+        assert self.evaluator is not None
+        assert self.scale is not None
+        _refuse_stale(str(self.guide), "the term that moves it", native)
+        moved = self.model.enter(x, self.scale.level)
+        if moved is x:
+            return x
+        self.evaluator.begin(self.at(moved, native))
+        self.evaluator.output = None  # of an evaluation whose graph is done with
+        delta = (moved - x) * self.scale.latents
+        self.correction = delta if self.correction is None else self.correction + delta
+        return moved
+
+    def at(self, x: Tensor, native: Native) -> Native:
+        """The pipeline's call at another sample."""
+        given = native.bound
+        parts = inputs.count(given) // native.batch
+        bound = inputs.put(given, self._moved(torch.cat([x] * parts), given))
+        return replace(native, args=(), kwargs=bound, bound=bound)
 
     def _start(self, native: Native) -> None:
         setting = self.setting
@@ -231,7 +247,7 @@ class Session:
         try:
             self.levels = Levels(scheduler)
         except ValueError:
-            if not (self.raw and self.guide.steady):
+            if self.moving or not (self.raw and self.guide.steady):
                 raise
         if not self.raw and setting.reading.sign == 0:
             raise ValueError(
@@ -248,6 +264,7 @@ class Session:
             {name: PipelineDenoiser(m, schedule) for name, m in setting.models.items()},
             self._convert,
             self._moved,
+            self.at,
             batching=setting.batching,
             fixed_rows=setting.fixed_rows,
         )
@@ -255,7 +272,7 @@ class Session:
             setting.seed,
             range(native.batch),
             self._steps(),
-            check=not self.raw and setting.check,
+            check=setting.check and (self.moving or not self.raw),
             record=setting.record,
             levels=() if self.levels is None else self.levels.ahead(self.time),
             energies=shown(self.guide, setting.energies, setting.decode, inputs.grid(native.bound)),
@@ -327,8 +344,6 @@ class Session:
         model, run = self.model, self.model.run  # type: ignore[union-attr]
         assert model is not None
         assert self.evaluator is not None
-        run.advance()
-        model.start = level
         ctx = model.context(x, level)
         if model.wanted is None or not self.guide.steady:
             ctx.plan = Plan(self.guide.base(ctx))
@@ -337,107 +352,20 @@ class Session:
         self.report.begin(run.step, run.stage, level.t, model.wanted, ctx.batch)
         self._lengths.append((self.report.entries[-1], level))
         values = self.evaluator(model.wanted, ctx)
-        plain = None if ctx.plan.captures else self._plain(ctx.plan, model.wanted)
-        if plain is None:
+        known = not (ctx.plan.captures or self.moving)
+        formula = Formula.of(self, ctx.plan, model.wanted) if known else None
+        if formula is None:
             wide = {b: v.to(x.dtype) for b, v in values.items()}
             made = finish(self.guide, Predictions(ctx.plan.base, wide, ctx.maps), ctx).denoise
             self._dtype = torch.float32 if self.setting.reading.wide else self._dtype
             return made
         if self.guide.steady:
-            self._hasten(plain, native)
-        made, norm = plain(values[COND], values[NULL])
-        if norm is not None and plain.label is not None:
-            self.report.norm(plain.label, norm * plain.size)
+            self.fast = fast(self, formula, native)
+        made, norm = formula(values[COND], values[NULL])
+        if norm is not None and formula.label is not None:
+            self.report.norm(formula.label, norm * formula.size)
         self._dtype = made.dtype
         return made
-
-    def _plain(self, plan: Plan, wanted: Mapping[Branch, Tensor | None]) -> "_Plain | None":
-        """The pipeline's own formula, where a step of the guide is nothing but that."""
-        if plan.base != COND or len(plan.terms) != 1 or wanted != {COND: None, NULL: None}:
-            return None
-        planned = next(iter(plan.terms.values()))
-        weight, positive, negative = planned[0]
-        if len(planned) != 1 or isinstance(weight, Tensor):
-            return None
-        term = next((n for n in self.guide.nodes() if isinstance(n, CFG)), None)
-        if positive != COND or negative != NULL or term is None:
-            return None
-        scale = weight + 1 if weight != term.strength else term.w  # 1 + (w - 1) may not be w
-        assert isinstance(scale, float)
-        setting = self.setting
-        return _Plain(
-            scale,
-            weight,
-            self.layout.form == "cond",
-            setting.reading.wide,
-            setting.reading.channels,
-            term.label if setting.record else None,
-        )
-
-    def _hasten(self, plain: "_Plain", native: Native) -> None:
-        """From the next step on, does what this one does without planning it again."""
-        slots = self.layout.slots
-        if set(slots) != {"cond", "null"} or self.setting.batching == "batched":
-            return
-        between = hasattr(self.setting.pipe.scheduler, "sigmas_interpol")  # levels off its list
-        if between or not isinstance(inputs.sample(native.bound), Tensor):
-            return
-        if self.layout.kind == "rows":
-            if self.setting.batching == "auto":
-                self.fast = self._fast_rows(plain, native)
-        elif not caches.enabled(native.network):
-            self.fast = self._fast_calls(plain, native)
-
-    def _fast_rows(self, plain: "_Plain", native: Native) -> Callable[..., Any]:
-        null_first = self.layout.slots[0] == "null"
-        note = self._noting(native)
-        self._size = plain.size
-
-        def fast(inner: inputs.Inner, args: Any, kwargs: Any) -> Any:
-            output = inner(*args, **kwargs)
-            bare = type(output) is tuple
-            a, b = (output[0] if bare else inputs.prediction(output)).chunk(2)
-            made, norm = plain(b, a) if null_first else plain(a, b)
-            note(args, kwargs, norm, 1)
-            both = torch.cat((made, made))
-            return (both,) if bare else inputs.replaced(output, both)
-
-        return fast
-
-    def _fast_calls(self, plain: "_Plain", native: Native) -> Callable[..., Any]:
-        first, second = self.layout.slots
-        changed = {name.partition(".")[0]: None for name in self.setting.recorded[second]}
-        other = inputs.put(native.bound, self.setting.recorded[second])
-        changes = {name: other[name] for name in changed}
-        note = self._noting(native)
-        known = inputs.parameters(native.network)
-        self._size = plain.size
-
-        def fast(inner: inputs.Inner, args: Any, kwargs: Any) -> Any:
-            output = inner(*args, **kwargs)
-            if args:
-                kwargs = {**dict(zip(known, args, strict=False)), **kwargs}
-            ahead = inputs.prediction(inner(**{**kwargs, **changes}))
-            own = inputs.prediction(output)
-            made, norm = plain(own, ahead) if first == "cond" else plain(ahead, own)
-            note((), kwargs, norm, 2)
-            self.turn = 1
-            self.stored = (made,) if type(output) is tuple else inputs.replaced(output, made)
-            return self.stored
-
-        return fast
-
-    def _noting(self, native: Native) -> Callable[[Any, Any, Tensor | None, int], None]:
-        """Notes a step without reading anything from it; `flush` writes it down."""
-        name = inputs.name_of(native.bound, inputs.TIME) or ""
-        place = None if name in native.kwargs else list(native.bound).index(name)
-        pending, scheduler = self.pending, self.setting.pipe.scheduler
-
-        def note(args: Any, kwargs: Any, norm: Tensor | None, calls: int) -> None:
-            time = kwargs.get(name) if place is None or not args else args[place]
-            pending.append((time, getattr(scheduler, "_step_index", None), norm, calls))
-
-        return note
 
     def read(self) -> Report:
         """The log, with all that was noted."""
@@ -446,36 +374,15 @@ class Session:
 
     def flush(self) -> None:
         """Writes down the steps that were only noted, and lengths in x0."""
-        if self.pending:
-            self._write_pending()
+        self.notes.write()
         for entry, level in self._lengths:
             if self.levels is not None:
                 factor = self.levels.length(level)
                 entry.norms = {k: v * factor for k, v in entry.norms.items()}
         self._lengths.clear()
 
-    def _write_pending(self) -> None:
-        assert self.model is not None
-        wanted, run, entries = self.model.wanted or {}, self.model.run, self.report.entries
-        batch, label = entries[-1].batch, next(iter(entries[-1].norms), "")
-        levels = [self._level_of(time, index) for time, index, _, _ in self.pending]
-        norms = [norm for _, _, norm, _ in self.pending if norm is not None]
-        if norms:
-            factors = [self._size] * len(norms)
-            if self.levels is not None:
-                factors = [self._size * self.levels.length(level) for level in levels]
-            made = torch.stack(norms)
-            lengths = (made * torch.tensor(factors).to(made)).unbind()
-        for i, level in enumerate(levels):
-            run.advance()
-            self.report.begin(run.step, 0, level.t, wanted, batch)
-            if norms:
-                entries[-1].norms[label] = lengths[i]
-        self.report.nfe = self.report.nfe + 2 * len(levels)
-        self.report.calls += sum(calls for _, _, _, calls in self.pending)
-        self.pending.clear()
-
-    def _level_of(self, time: Any, index: int | None) -> Level:
+    def level_of(self, time: Any, index: int | None) -> Level:
+        """The level of a network call that was made at a time and a place of the scheduler's."""
         if self.levels is None:
             return Level(math.nan, math.nan, math.nan)
         return self.levels.at(time, index).level
@@ -494,7 +401,7 @@ class Session:
         if not self.setting.check:
             return
         every = [v for entry in self.report.entries for v in entry.norms.values()]
-        every += [norm for _, _, norm, _ in self.pending if norm is not None]
+        every += self.notes.norms
         if not every or bool(torch.stack(every).isfinite().all()):
             return
         self.flush()
@@ -518,6 +425,20 @@ class Session:
         return inputs.replaced(output, inputs.like(value, inputs.prediction(output)))
 
 
+def _refuse_stale(owner: str, what: str, native: Native) -> None:
+    """Refuses a call with what another network made of the sample, which is to be moved.
+
+    Raises:
+        ValueError: There is such an argument.
+    """
+    stale = [n for n in sorted(inputs.STEPWISE) if native.bound.get(n) is not None]
+    if stale:
+        raise ValueError(
+            f"steer: {owner} moves the sample between two calls of the network, and another "
+            f"network made {stale[0]} from the sample before; leave out {what}, or the ControlNet"
+        )
+
+
 def _is_affine(guide: Guide) -> bool:
     """Whether it weighs branches and does nothing else, so that any space will do."""
     for node in guide.nodes():
@@ -526,40 +447,3 @@ def _is_affine(guide: Guide) -> bool:
         if isinstance(node, Term) and (node.claims_renoise or not node.affine):
             return False
     return not any(b.point or b.outputs for b in branches(guide))
-
-
-class _Plain:
-    """Classifier-free guidance by a pipeline's own formula, in the dtype it computes in.
-
-    Args:
-        scale: `w`.
-        weight: `w - 1`.
-        from_cond: Whether the formula starts at the conditional prediction.
-        wide: Whether it is computed in float32.
-        channels: Channels that count for the norm.
-        label: Name of the term, or `None` where no norm is wanted.
-    """
-
-    def __init__(
-        self,
-        scale: float,
-        weight: float,
-        from_cond: bool,
-        wide: bool,
-        channels: int | None,
-        label: str | None,
-    ) -> None:
-        self.scale, self.weight, self.size = scale, weight, abs(weight)
-        self.from_cond, self.wide, self.channels, self.label = from_cond, wide, channels, label
-
-    def __call__(self, c: Tensor, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The guided prediction, and the length of `c - u` over the batch."""
-        if self.wide:
-            c, u = c.float(), u.float()
-        d = c - u
-        norm = None
-        if self.label is not None:
-            norm = torch.linalg.vector_norm(d if self.channels is None else d[:, : self.channels])
-        # in place, and method by method: a step costs tens of microseconds
-        made = d.mul_(self.weight).add_(c) if self.from_cond else d.mul_(self.scale).add_(u)
-        return made, norm
