@@ -4,6 +4,7 @@ from fairlead.discrete.best_of import BestOf
 from fairlead.discrete.classifier import Classifier
 from fairlead.discrete.denoiser import TokenDenoiser
 from fairlead.discrete.distilled import Distilled, Pairs, distillation_loss, pairs
+from fairlead.discrete.likelihood import log_likelihood
 from fairlead.discrete.process import (
     PROCESSES,
     Masked,
@@ -50,6 +51,7 @@ __all__ = [
     "Uniform",
     "Unmask",
     "distillation_loss",
+    "log_likelihood",
     "pairs",
     "sample",
     "transition",
