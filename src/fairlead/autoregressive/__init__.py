@@ -2,6 +2,7 @@
 
 from fairlead.autoregressive.generate import Generated, generate
 from fairlead.autoregressive.grammar import Grammar
+from fairlead.autoregressive.heads import combine_heads
 from fairlead.autoregressive.meaning import (
     entails,
     meaning_distance,
@@ -17,6 +18,7 @@ __all__ = [
     "Grammar",
     "GuidanceProcessor",
     "Zeros",
+    "combine_heads",
     "entails",
     "generate",
     "guided",

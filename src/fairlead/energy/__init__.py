@@ -12,7 +12,7 @@ from fairlead.energy.base import Energy, Function, Judge
 from fairlead.energy.classifier import Classifier, Ensemble, Similarity
 from fairlead.energy.closed_form import ClosedFormJudge
 from fairlead.energy.decoded import decoded
-from fairlead.energy.images import Colour, Palette, Symmetry
+from fairlead.energy.images import Colour, Palette, Symmetry, TotalVariation
 from fairlead.energy.linear import Linear, blur, downsampling, inpainting, projections
 from fairlead.energy.posterior import Posterior
 
@@ -30,6 +30,7 @@ __all__ = [
     "Posterior",
     "Similarity",
     "Symmetry",
+    "TotalVariation",
     "blur",
     "decoded",
     "downsampling",
