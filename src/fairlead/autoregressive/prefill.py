@@ -32,7 +32,8 @@ def prefilled(
         blocks: Number of branches, blocks of rows of equal number.
         worth: Padding tokens that must be saved; default `WORTH`.
     """
-    cache, mask = named.get(key), named.get("attention_mask")
+    cache: Any = named.get(key)
+    mask = named.get("attention_mask")
     tensors = {k for k, v in named.items() if isinstance(v, Tensor)}
     if not _growing(cache) or mask is None or mask.ndim != 2 or not tensors <= GIVEN:
         return None
