@@ -100,6 +100,7 @@ class Session:
         self.turn = 0
         self.busy = False
         self.stored: Any = None
+        self.compared = False
         self.ends: Prediction | None = None
         self.scale: Scale | None = None
         self.correction: Tensor | None = None
@@ -129,11 +130,10 @@ class Session:
 
     def _answer(self, network: nn.Module, args: Any, kwargs: Any) -> Any:
         """The guided prediction again, for the later calls of a step."""
-        slots = self.layout.slots
-        slot = slots[self.turn]
-        self.turn = (self.turn + 1) % len(slots)
-        stored = self.stored
-        if len(self.report.entries) + len(self.notes) == 1:
+        slots, turn, stored = self.layout.slots, self.turn, self.stored
+        self.turn = (turn + 1) % len(slots)
+        if not self.compared:
+            slot = slots[turn]
             bound = inputs.bind(network, args, kwargs)
             found = inputs.leaves(bound)
             for path, value in self.setting.recorded[slot].items():
@@ -144,7 +144,7 @@ class Session:
                         "steered ahead of its own calls"
                     )
         if self.turn == 0:
-            self.stored = None
+            self.stored, self.compared = None, True
         return stored
 
     def _guide(self, network: nn.Module, inner: inputs.Inner, args: Any, kwargs: Any) -> Any:
@@ -256,7 +256,7 @@ class Session:
             self._steps(),
             check=not self.raw and setting.check,
             record=setting.record,
-            levels=() if self.levels is None else self.levels.ahead(self.time),
+            levels=() if self.raw or self.levels is None else self.levels.ahead(self.time),
             energies=shown(self.guide, setting.energies, setting.decode, inputs.grid(native.bound)),
             masks=self._masks(native),
         )
