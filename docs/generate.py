@@ -11,7 +11,7 @@ from typing import Any
 
 from fairlead.discrete.sampler import TOKEN_SAMPLERS
 from fairlead.guidance.algebra import REGISTRY
-from fairlead.guidance.recipes import RECIPES
+from fairlead.guidance.recipes import RECIPES, TOOLS
 from fairlead.methods import methods
 from fairlead.models import zoo
 from fairlead.parameters import ranges
@@ -25,6 +25,9 @@ TITLES = {
     "sampler": ("Samplers", "From one noise level to the next."),
     "token sampler": ("Token samplers", "From noisy tokens to less noisy ones."),
     "recipe": ("Recipes", "Functions that build a guide, or the stages of a run."),
+    "loss": ("Losses", "What networks are trained with."),
+    "metric": ("Metrics", "Numbers of samples or prompts."),
+    "constraint": ("Constraints", "What stands behind the guide and forbids."),
 }
 
 
@@ -101,7 +104,7 @@ def index(rows: list[dict[str, Any]]) -> str:
 
 def page(row: dict[str, Any], claims: list[dict[str, Any]]) -> str:
     name, kind = row["name"], row["kind"]
-    if kind == "recipe":
+    if kind == "recipe" or name in TOOLS:
         return recipe(row, claims)
     registries: dict[str, Any] = {"sampler": SAMPLERS, "token sampler": TOKEN_SAMPLERS}
     cls: Any = registries.get(kind, REGISTRY)[name]
@@ -125,9 +128,11 @@ def page(row: dict[str, Any], claims: list[dict[str, Any]]) -> str:
 
 
 def recipe(row: dict[str, Any], claims: list[dict[str, Any]]) -> str:
-    text = heading(row["name"]) + f":Kind: recipe\n:Papers: {', '.join(row['ids'])}\n\n"
-    module = RECIPES[row["name"]].__module__
-    text += f".. autofunction:: {module}.{row['name']}\n\n"
+    name, kind = row["name"], row["kind"]
+    text = heading(name) + f":Kind: {kind}\n:Papers: {', '.join(row['ids'])}\n\n"
+    made = TOOLS[name].made if name in TOOLS else RECIPES[name]
+    directive = "autoclass" if isinstance(made, type) else "autofunction"
+    text += f".. {directive}:: {made.__module__}.{made.__name__}\n\n"
     return text + own_claims(row, claims)
 
 

@@ -80,6 +80,17 @@ REQUIRED = {
     "XP3": "normalised attention guidance",
     # energies
     "S132": "layout energies on attention maps (LLM-grounded Video Diffusion)",
+    # tokens
+    "S013": "soft value-based decoding, discrete side (SVDD)",
+    "S033": "Bayesian flow networks (ChemBFN)",
+    "S044": "improved VQ-Diffusion",
+    "S068": "Dirichlet flow matching",
+    "S089": "unsupervised CFG of masked language models",
+    "S129": "simple guidance for discrete diffusion (D-CFG, D-CBG)",
+    "XD6": "MaskGIT decoding with CFG",
+    "XD7": "D3PM posteriors",
+    "XD8": "guidance on rates, TAG",
+    "XD9": "normalised masked guidance",
     # policies and solvers
     "S014": "Adaptive Guidance, LinearAG",
     "S019": "CFG-Cache (FasterCache)",

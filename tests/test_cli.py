@@ -22,6 +22,7 @@ from fairlead.studies import claims
 
 COMMANDS = ["sample", "compare", "steer", "methods", "models", "train", "molecules", "claims"]
 KINDS = {"term", "rule", "schedule", "policy", "sampler", "token sampler", "recipe"}
+KINDS |= {"loss", "metric", "constraint"}
 RESULT = {
     "name": "cfg",
     "ids": ["S006"],

@@ -15,7 +15,7 @@ import pytest
 import fairlead as fl
 from fairlead.discrete.sampler import TOKEN_SAMPLERS
 from fairlead.guidance.algebra import REGISTRY
-from fairlead.guidance.recipes import RECIPES
+from fairlead.guidance.recipes import RECIPES, TOOLS
 from fairlead.samplers import SAMPLERS
 
 ROOT = Path(__file__).parents[1]
@@ -196,7 +196,7 @@ def test_method_pages_come_from_the_registry(tmp_path):
     (tmp_path / "gone.rst").write_text("a method that is no more")
     generate.write(tmp_path)
     pages = {p.stem for p in tmp_path.glob("*.rst")}
-    assert pages == {*REGISTRY, *SAMPLERS, *TOKEN_SAMPLERS, *RECIPES, "index"}
+    assert pages == {*REGISTRY, *SAMPLERS, *TOKEN_SAMPLERS, *RECIPES, *TOOLS, "index"}
     page = (tmp_path / "adaptive.rst").read_text()
     assert "``[0, 1]``" in page  # the range of guard, from its annotation
     assert ".. autoclass:: fairlead.AdaptiveGuidance" in page

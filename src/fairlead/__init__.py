@@ -46,6 +46,7 @@ from fairlead.reference import ReferenceDenoiser, with_reference
 from fairlead.sampling import Interrupted, Result, Step, sample
 from fairlead.stages import Stage, sample_stages
 from fairlead.stream import SimilarityFilter, Stream
+from fairlead.teacher import Taught, sample_taught
 from fairlead.text import TextError
 from fairlead.views import ViewsDenoiser
 
@@ -72,6 +73,7 @@ __all__ = [
     "Stage",
     "Step",
     "Stream",
+    "Taught",
     "Term",
     "TextError",
     "ViewsDenoiser",
@@ -92,6 +94,7 @@ __all__ = [
     "register",
     "sample",
     "sample_stages",
+    "sample_taught",
     "samplers",
     "schedules",
     "steer",

@@ -6,22 +6,22 @@ from typing import Any
 
 from fairlead.discrete.sampler import TOKEN_SAMPLERS
 from fairlead.guidance.algebra import REGISTRY
-from fairlead.guidance.recipes import DOMAINS, IDS, RECIPES
+from fairlead.guidance.recipes import DOMAINS, IDS, RECIPES, TOOL_KINDS, TOOLS
 from fairlead.samplers import SAMPLERS
 
-KINDS = ("term", "rule", "schedule", "policy", "sampler", "token sampler", "recipe")
+KINDS = ("term", "rule", "schedule", "policy", "sampler", "token sampler", "recipe", *TOOL_KINDS)
 """Every kind, in the order of the table."""
 
 
 def methods() -> list[dict[str, Any]]:
-    """Every registered term, rule, schedule, policy, sampler and recipe, by kind and name.
+    """Every registered term, rule, schedule, policy, sampler, recipe and tool, by kind and name.
 
     Returns:
         One dictionary a method: `name`, as in text; `ids` of the papers; `kind`; `domains` it
         serves; `nfe`, the evaluations a step that it adds to the conditional one, for samplers
         the evaluations of the guided model a step, for recipes, which depend on their
-        arguments, `None`; `neutral`, arguments as text at which it changes nothing, or `None`;
-        `source`; and `summary`, the first line of its docstring.
+        arguments, and tools `None`; `neutral`, arguments as text at which it changes nothing, or
+        `None`; `source`; and `summary`, the first line of its docstring.
 
     Example:
         >>> next(m["neutral"] for m in methods() if m["name"] == "cfg")
@@ -78,6 +78,21 @@ def methods() -> list[dict[str, Any]]:
             "summary": summary(function),
         }
         for name, function in RECIPES.items()
+    ]
+    import fairlead.training  # noqa: F401  # enters its losses
+
+    rows += [
+        {
+            "name": name,
+            "ids": list(tool.ids),
+            "kind": tool.kind,
+            "domains": sorted(tool.domains),
+            "nfe": None,
+            "neutral": None,
+            "source": section(tool.made, "Source"),
+            "summary": summary(tool.made),
+        }
+        for name, tool in TOOLS.items()
     ]
     return sorted(rows, key=lambda row: (KINDS.index(row["kind"]), row["name"]))
 

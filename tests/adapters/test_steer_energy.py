@@ -239,7 +239,6 @@ def test_judges_see_pixels_and_noisy_energies_latents(tiny):
     [
         ("dps('light')", {}, r"asks for the energy 'light': pass energies=.*fl.steer"),
         (fl.MPGD(NOISY), {}, "judges noisy samples"),
-        (fl.EluCD(LOGITS, form="edm"), {}, "moves the sample before a step"),
         (fl.GFCG(LOGITS), {}, "asks for the class of each sample"),
         (fl.MPGD(target), {"decode": "vea"}, "decode must be 'vae', a function"),
         ("dcbg('light')", {}, "dcbg"),

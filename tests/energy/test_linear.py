@@ -80,6 +80,13 @@ def test_pictures_by_hand():
     assert_close(fl.energy.Symmetry("vertical")(x), torch.tensor([4.0]))
     assert_close(fl.energy.Symmetry("both", weight=2.0)(x), torch.tensor([10.0]))
     assert_close(fl.energy.Colour([0.5])(x), torch.tensor([1.0]))
+    # columns differ by 1, rows by 2
+    assert_close(fl.energy.TotalVariation()(x), torch.tensor([1.5]))
+    assert_close(fl.energy.TotalVariation(2.0, power=2)(x), torch.tensor([5.0]))
+    with pytest.raises(ValueError, match="TotalVariation: power must be 1 or 2, got 3"):
+        fl.energy.TotalVariation(power=3)
+    with pytest.raises(ValueError, match="needs sides of at least 2"):
+        fl.energy.TotalVariation()(x[..., :1])
     # one colour: the mean squared distance of the pixels, whatever the width
     assert_close(fl.energy.Palette([[1.0]], width=0.3)(x), torch.tensor([1.5]))
     with pytest.raises(ValueError, match=r"'symmetry': expected \(B, C, H, W\)"):

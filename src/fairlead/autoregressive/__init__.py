@@ -2,6 +2,13 @@
 
 from fairlead.autoregressive.generate import Generated, generate
 from fairlead.autoregressive.grammar import Grammar
+from fairlead.autoregressive.heads import combine_heads
+from fairlead.autoregressive.meaning import (
+    entails,
+    meaning_distance,
+    trajectory_distance,
+    trajectory_scores,
+)
 from fairlead.autoregressive.processor import GuidanceProcessor
 from fairlead.autoregressive.prompts import Zeros, random_prompts
 from fairlead.autoregressive.session import guided
@@ -11,7 +18,12 @@ __all__ = [
     "Grammar",
     "GuidanceProcessor",
     "Zeros",
+    "combine_heads",
+    "entails",
     "generate",
     "guided",
+    "meaning_distance",
     "random_prompts",
+    "trajectory_distance",
+    "trajectory_scores",
 ]

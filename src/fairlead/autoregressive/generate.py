@@ -120,7 +120,9 @@ def generate(
     decoder_only = not model.config.is_encoder_decoder
     states_ = padded(rows, pad, left=decoder_only)
     cond = states_["cond"]
-    run = Run(seed or 0, steps=max_new_tokens, check=False, record=record, rewards=rewards)
+    sound = codebooks(model) > 1
+    steps = max_new_tokens + sound  # the delay pattern takes one more
+    run = Run(seed or 0, steps=steps, check=False, record=record, rewards=rewards)
     for node in guide.nodes():
         for name in node.rewards:  # named before the first token
             run.reward(node.name, name)
@@ -143,7 +145,6 @@ def generate(
     if seed is not None:
         torch.manual_seed(seed)
     options |= {k: v["cond"] for k, v in by_state.items() if k in parameters(model)}
-    sound = codebooks(model) > 1
     if sound:  # of codes, which are not those of the prompts
         pad = decoder(model).pad_token_id
     with guided(session):

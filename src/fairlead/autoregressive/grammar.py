@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fairlead.guidance.domains import FLOOR
+from fairlead.guidance.recipes import tool
 
 ENDED = -1
 """The state behind the end token."""
@@ -18,6 +19,7 @@ token is a part of it. Tokens that write it are left out."""
 Key = tuple[int, ...]
 
 
+@tool("grammar", ids=("S281",), kind="constraint", domains=frozenset({"logprob"}))
 class Grammar:
     r"""Lets `model.generate` write only what a regular expression matches.
 
@@ -49,8 +51,6 @@ class Grammar:
     Source:
         Willard, Louf (2023), arXiv:2307.09702.
     """
-
-    ids = ("S281",)
 
     def __init__(
         self, regex: str, tokenizer: Any | Mapping[int, str | bytes], *, eos: int | None = None

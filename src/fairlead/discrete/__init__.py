@@ -3,6 +3,8 @@
 from fairlead.discrete.best_of import BestOf
 from fairlead.discrete.classifier import Classifier
 from fairlead.discrete.denoiser import TokenDenoiser
+from fairlead.discrete.distilled import Distilled, Pairs, distillation_loss, pairs
+from fairlead.discrete.likelihood import log_likelihood
 from fairlead.discrete.process import (
     PROCESSES,
     Masked,
@@ -35,9 +37,11 @@ __all__ = [
     "Classifier",
     "Dirichlet",
     "DirichletFlow",
+    "Distilled",
     "MaskGIT",
     "Masked",
     "MaskedUniform",
+    "Pairs",
     "Process",
     "Rates",
     "TokenDenoiser",
@@ -46,6 +50,9 @@ __all__ = [
     "Transition",
     "Uniform",
     "Unmask",
+    "distillation_loss",
+    "log_likelihood",
+    "pairs",
     "sample",
     "transition",
 ]

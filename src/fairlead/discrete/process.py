@@ -59,6 +59,8 @@ class Process(NoiseSchedule):
     leave_one_out: ClassVar[bool] = False
     """Whether networks predict `p(x | z_others)` at each position, and not `p(x | z)`."""
     space: ClassVar[str] = "clean"
+    points: ClassVar[bool] = False
+    """Whether noisy sequences are points of the simplex, `(B, L, K)`, and not tokens."""
 
     tokens: Annotated[int, Range(1, float("inf"))]
     eps: Annotated[float, Range(0, 1, closed="left")] = EPS

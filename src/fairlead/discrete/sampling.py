@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fairlead.condition import Condition
 from fairlead.discrete.denoiser import Space, TokenDenoiser
+from fairlead.discrete.process import Process
 from fairlead.discrete.sampler import Numbers, TokenSampler
 from fairlead.discrete.sampler import get as get_sampler
 from fairlead.guidance.algebra import Guide
@@ -84,7 +85,7 @@ def sample(
         seed: Seed of all random draws.
         first: Index of the first sample.
         z: Where to start, `(n, L)` or `(L,)`; tokens of a prompt stay where there are masks
-            for the rest.
+            for the rest. On the simplex points of it, `(n, L, K)` or `(L, K)`.
         negative: Negative condition: short for `states={"negative": ...}`.
         states: Further conditions by name, for branches that ask for them.
         models: Further token denoisers by name, such as `weak`.
@@ -156,10 +157,7 @@ def sample(
     if z is None:
         z = rule.start(denoiser.process, shape, draws)
     else:
-        top = denoiser.process.size
-        if z.is_floating_point() or bool(((z < 0) | (z >= top)).any()):
-            raise ValueError(f"sample: z must hold tokens in [0, {top - 1}]")
-        z = z.expand(shape).clone()
+        z = _started(denoiser.process, z, shape)
     z = z.to(device)
     with torch.no_grad():
         for s, t in pairwise(levels):
@@ -209,6 +207,27 @@ def prepare(
     return model
 
 
+def _started(process: Process, z: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A given start, one sequence a sample.
+
+    Raises:
+        ValueError: It holds no tokens of the process, or no points of the simplex.
+    """
+    if process.points:
+        k = process.tokens
+        fits = z.is_floating_point() and z.ndim > 1 and z.shape[-1] == k
+        if not (fits and bool((z >= 0).all()) and bool(((z.sum(-1) - 1).abs() < 1e-4).all())):
+            raise ValueError(
+                f"sample: z must hold points of the simplex, (..., L, {k}), that add up to 1, "
+                f"got {tuple(z.shape)} in {z.dtype}"
+            )
+        return z.double().expand(*shape, k).clone()
+    top = process.size
+    if z.is_floating_point() or bool(((z < 0) | (z >= top)).any()):
+        raise ValueError(f"sample: z must hold tokens in [0, {top - 1}]")
+    return z.expand(shape).clone()
+
+
 def _shape(
     denoiser: TokenDenoiser,
     conditions: Mapping[str, Condition],
@@ -217,6 +236,8 @@ def _shape(
     z: Tensor | None,
 ) -> tuple[int, int]:
     known = denoiser.shape[0] if denoiser.shape is not None else None
+    if z is not None and denoiser.process.points and z.ndim > 1:
+        z = z[..., 0]
     long = z.shape[-1] if z is not None else length or known
     if long is None:
         raise ValueError("sample: this denoiser does not know the length of a sequence; give it")

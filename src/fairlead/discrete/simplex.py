@@ -23,6 +23,8 @@ class OnSimplex(Process):
     The time `t` of its levels falls from 1 to 0; the network's own time is `network_time`.
     """
 
+    points: ClassVar[bool] = True
+
     eps: Annotated[float, Range(0, 1, closed="left")] = 0.0
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
@@ -38,7 +40,9 @@ class OnSimplex(Process):
 class Dirichlet(OnSimplex):
     r"""Points of ``Dir(1 + (al - 1) e_x)``, with ``al`` from 1, the uniform law, to ``top``.
 
-    Networks take ``al`` as their time and predict ``p(x | z)``; guides combine probabilities.
+    Networks take ``al`` as their time and predict ``p(x | z)``; guides combine probabilities. In
+    training ``al = 1 + s E`` with `E` exponential, which also goes beyond ``top``
+    (``training_times``).
 
     Args:
         tokens: Number `K` of token values, >= 2.
@@ -59,6 +63,22 @@ class Dirichlet(OnSimplex):
 
     def from_network(self, time: float) -> float:
         return 1 - (time - 1) / (self.top - 1)
+
+    def training_times(
+        self, n: int, generator: torch.Generator | None = None, scale: float = 2.0
+    ) -> Tensor:
+        """Times `(n,)` at which networks are trained; below 0 where ``al`` is above ``top``."""
+        al = -scale * (1 - torch.rand(n, generator=generator)).log()
+        return 1 - al / (self.top - 1)
+
+    @staticmethod
+    def features(z: Tensor, al: Tensor, pc: float = 2.0) -> Tensor:
+        """What networks of the paper read: `z (1 - q)` beside `z q`, `(B, L, 2 K)`.
+
+        ``q = pc / (al + pc - 1)`` falls from 1 at ``al = 1``; `al` has the shape `(B,)`.
+        """
+        q = (pc / (al + pc - 1))[:, None, None].to(z)
+        return torch.cat([z * (1 - q), z * q], -1)
 
     def concentration(self, t: float) -> float:
         """``al`` at a time."""
@@ -81,7 +101,9 @@ class BayesianFlow(OnSimplex):
 
     With the accuracy ``beta(t) = -(4/K) log(1 - t + t e^{-K beta_1 / 4})`` of the network's time
     `t` from 0 to 1 and ``beta_1 = 20.4054 / K``, ``theta = softmax(y)`` and
-    ``y ~ N(beta (K e_x - 1), beta K)``. Networks are shown ``theta``.
+    ``y ~ N(beta (K e_x - 1), beta K)``. Networks are shown ``theta`` (those of the paper
+    ``2 theta - 1``); the loss is ``K beta'(t) / 2 |e_x - p_theta|^2``. A token whose belief is
+    certain keeps it, so that a start with such rows is filled in around them.
 
     Args:
         tokens: Number `K` of token values, >= 2.
@@ -104,8 +126,18 @@ class BayesianFlow(OnSimplex):
         end, own = math.exp(-20.4054 / 4), 1 - t
         return -(4 / self.tokens) * math.log(1 - own + own * end)
 
+    def rate(self, t: Tensor) -> Tensor:
+        """``beta'`` at the times of levels, with respect to the network's time."""
+        end, own = math.exp(-20.4054 / 4), 1 - t
+        return (4 / self.tokens) * (1 - end) / (1 - own + own * end)
+
     def likelihood(self, z: Tensor, t: float) -> Tensor:
         return z.double()
+
+    def loss(self, logits: Tensor, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        wide = logits.double() if logits.dtype == torch.float64 else logits.float()
+        off = F.one_hot(x, self.tokens).to(wide) - wide.softmax(-1)
+        return (self.tokens / 2 * self.rate(t).to(wide))[:, None] * off.square().sum(-1)
 
     def corrupt(self, x: Tensor, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
         beta = torch.tensor([self.beta(float(v)) for v in t], dtype=torch.float64)[:, None, None]
@@ -118,6 +150,23 @@ def _shares(u: Tensor) -> Tensor:
     """A uniform point of the simplex from uniform numbers."""
     e = -u.log()
     return e / e.sum(-1, keepdim=True)
+
+
+def uniform_points(process: Process, shape: tuple[int, ...], draws: Draws) -> Tensor:
+    """Points of the simplex where a flow starts, `(B, L, K)`."""
+    like = torch.empty(*shape, process.tokens, dtype=torch.float64)
+    return _shares(cast(Numbers, draws).uniform(like))
+
+
+def needs_dirichlet(owner: str, process: Process) -> Dirichlet:
+    """The process, which must be a `Dirichlet`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(process, Dirichlet):
+        raise ValueError(f"{owner}: needs a Dirichlet process, not {process.name}")
+    return process
 
 
 @register("dirichlet", ids=("S068",))
@@ -159,17 +208,13 @@ class DirichletFlow(TokenSampler):
         choose(self.name, "answer", self.answer, ("guided", "cond"))
 
     def check(self, model: GuidedModel) -> None:
-        if not isinstance(process_of(model), Dirichlet):
-            raise ValueError(
-                f"{self.name}: needs a Dirichlet process, not {process_of(model).name}"
-            )
+        needs_dirichlet(self.name, process_of(model))
 
     def start(self, process: Process, shape: tuple[int, ...], draws: Draws) -> Tensor:
-        like = torch.empty(*shape, process.tokens, dtype=torch.float64)
-        return _shares(cast(Numbers, draws).uniform(like))
+        return uniform_points(process, shape, draws)
 
     def step(self, model: GuidedModel, z: Tensor, s: Level, t: Level, draws: Draws) -> Tensor:
-        process = cast(Dirichlet, process_of(model))
+        process = needs_dirichlet(self.name, process_of(model))
         p = self._guided(model(z, transition(s, t)).denoise)
         al, to = process.concentration(s.t), process.concentration(t.t)
         flow = p * coefficient(z, max(al, 1.001), process.tokens)

@@ -12,8 +12,9 @@ from fairlead.energy.base import Energy, Function, Judge
 from fairlead.energy.classifier import Classifier, Ensemble, Similarity
 from fairlead.energy.closed_form import ClosedFormJudge
 from fairlead.energy.decoded import decoded
-from fairlead.energy.images import Colour, Palette, Symmetry
+from fairlead.energy.images import Colour, Palette, Symmetry, TotalVariation
 from fairlead.energy.linear import Linear, blur, downsampling, inpainting, projections
+from fairlead.energy.penetration import Penetration
 from fairlead.energy.posterior import Posterior
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "Judge",
     "Linear",
     "Palette",
+    "Penetration",
     "Posterior",
     "Similarity",
     "Symmetry",
+    "TotalVariation",
     "blur",
     "decoded",
     "downsampling",

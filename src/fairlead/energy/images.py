@@ -108,6 +108,44 @@ class Symmetry(Energy):
         return self.weight * (z - z.flip(AXES[self.axis])).square().mean((1, 2, 3))
 
 
+class TotalVariation(Energy):
+    r"""Mean absolute difference of neighbouring pixels, per sample: low for smooth images.
+
+    .. math:: E = \frac{1}{2} \bigl( \mathrm{mean} |z_{y+1,x} - z_{y,x}|
+              + \mathrm{mean} |z_{y,x+1} - z_{y,x}| \bigr)
+
+    Args:
+        weight: Factor.
+        power: Of the absolute difference, 1 or 2.
+        name: How guides call it.
+
+    Raises:
+        ValueError: ``power`` is neither 1 nor 2; where it is used, if an image has a side of 1.
+
+    Example:
+        >>> import torch, fairlead as fl
+        >>> fl.energy.TotalVariation()(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
+        tensor([0.5000])
+    """
+
+    def __init__(
+        self, weight: float = 1.0, power: int = 1, *, name: str = "total_variation"
+    ) -> None:
+        if power not in (1, 2):
+            raise ValueError(f"TotalVariation: power must be 1 or 2, got {power}")
+        self.weight, self.power, self.name = weight, power, name
+
+    def __call__(self, z: Tensor, level: Level = CLEAN) -> Tensor:
+        _image(self.name, z)
+        if min(z.shape[-2:]) < 2:
+            raise ValueError(
+                f"energy {self.name!r}: an image needs sides of at least 2, got "
+                f"{tuple(z.shape[-2:])}"
+            )
+        parts = [z.diff(dim=dim).abs().pow(self.power).mean((1, 2, 3)) for dim in (2, 3)]
+        return self.weight * (parts[0] + parts[1]) / 2
+
+
 def _image(name: str, z: Tensor, channels: int | None = None) -> None:
     if z.ndim != 4 or (channels is not None and z.shape[1] != channels):
         wanted = "C" if channels is None else str(channels)

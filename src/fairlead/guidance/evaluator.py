@@ -385,14 +385,14 @@ class Evaluator:
                 samples = range(size) if request.rows is None else request.rows.tolist()
                 spans.append(Span(start, samples, request.branch, captures))
             start += size
-        predict: Callable[..., Tensor] = denoiser.predict
         again = graph and self.checkpoint
-        if again and not spans:
-            predict = partial(checkpoint, denoiser.predict, use_reentrant=False)
         limit = self.max_batch or start
         if start <= limit and not spans:
             ctx.run.report.calls += 1
             same = all(r.x is ctx.x for r in requests)
+            predict: Callable[..., Tensor] = denoiser.predict
+            if again:
+                predict = partial(checkpoint, predict, use_reentrant=False)
             with _trunk(denoiser, len(requests) if same else 1, ctx):
                 output = predict(x, _rows_of(ctx.level, requests, 0, start), condition)
             return [output] if len(requests) == 1 else list(torch.split(output, sizes))
@@ -404,7 +404,7 @@ class Evaluator:
             chunk = condition if whole else condition.rows(slice(first, last))
             level = _rows_of(ctx.level, requests, first, last)
             maps: Maps = {}
-            call = partial(_hooked, denoiser, predict, local, ctx)
+            call = partial(_hooked, denoiser, local, ctx)
             # what perturbations read of the context may have changed when it is repeated
             if again and not any(s.branch.perturbations for s in local):
                 call = partial(checkpoint, call, use_reentrant=False)
@@ -430,7 +430,6 @@ class Evaluator:
 
 def _hooked(
     denoiser: Denoiser,
-    predict: Callable[..., Tensor],
     spans: list[Span],
     ctx: Context,
     x: Tensor,
@@ -441,7 +440,7 @@ def _hooked(
     """A network call under hooks; the first time, what captures keep is added to `maps`."""
     into: Maps = {}
     with perturbed(denoiser, spans, ctx, len(x), into):
-        out = predict(x, level, condition)
+        out = denoiser.predict(x, level, condition)
     if not maps:
         maps.update(into)
     return out

@@ -1,5 +1,6 @@
 """Training of the reference networks: data, losses, loops, recipes, export."""
 
+from fairlead.training.alignment import cca_loss, sequence_log_prob
 from fairlead.training.classifier import run_classifier, train_classifier
 from fairlead.training.dropout import Drawn, DropoutTable, history_levels
 from fairlead.training.export import export
@@ -16,6 +17,7 @@ __all__ = [
     "Recipe",
     "TokenTraining",
     "Training",
+    "cca_loss",
     "edm_loss",
     "export",
     "fit",
@@ -23,6 +25,7 @@ __all__ = [
     "run",
     "run_classifier",
     "run_tokens",
+    "sequence_log_prob",
     "train",
     "train_classifier",
 ]

@@ -278,3 +278,102 @@ def test_noisy_judges_are_refused_before_the_first_step():
     noisy = Function(lambda x, level: x.sum(1), name="noisy", noisy=True)
     with pytest.raises(ValueError, match=r"dps: the energy 'noisy' judges noisy samples"):
         draw(fl.DPS(noisy))
+
+
+def universal(s, m, mu, times, *, adam=False, clamp=None, cutoff=-float("inf"), backward=E):
+    """Universal guidance as published, with DDIM of eta 0 and noise as `fl.sample` draws it."""
+    run = fl.Run(0, range(N), STEPS)
+    levels, a = grid()
+    x = levels[0].sigma * run.normal(torch.empty(N, 2).double(), "start")
+    for i, level in enumerate(levels[:-1]):
+        run.advance()
+        r = a[i] / a[i + 1]
+        for j in range(times):
+            clean = MIXTURE.x0(x, level)
+            eps = (x - level.alpha * clean) / level.sigma
+            eps = eps + s * level.sigma * gradient(lambda x, v=level: E(MIXTURE.x0(x, v)), x)
+            begin = (x - level.sigma * eps) / level.alpha
+            delta = torch.zeros_like(begin)
+            for n in range(N):  # sample by sample, each stopped by its own energy
+                own = torch.nn.Parameter(torch.zeros(1, 2, dtype=torch.float64))
+                steps = (torch.optim.Adam if adam else torch.optim.SGD)([own], lr=mu)
+                for _ in range(m):
+                    steps.zero_grad()
+                    value = backward(begin[n : n + 1] + own).sum()
+                    if value.item() <= cutoff:
+                        break
+                    value.backward()
+                    steps.step()
+                    if clamp is not None:
+                        bounded = (begin[n : n + 1] + own.data).clamp(-clamp, clamp)
+                        own.data = bounded - begin[n : n + 1]
+                delta[n] = own.data
+            eps = eps - level.alpha / level.sigma * delta
+            clean = (x - level.sigma * eps) / level.alpha
+            following = sqrt(a[i + 1]) * clean + sqrt(1 - a[i + 1]) * eps
+            if j < times - 1:
+                x = sqrt(r) * following + sqrt(1 - r) * run.normal(x, "sampler", j + 1)
+        x = following
+    return x
+
+
+TIGHT = E + Function(lambda z: 0.1 * z.square().sum(1), name="small")
+
+
+@pytest.mark.parametrize(
+    ("options", "times"),
+    [
+        ({}, 1),
+        ({}, 3),
+        ({"optimiser": "adam"}, 1),
+        ({"optimiser": "adam", "clamp": 1.5}, 2),
+        ({"clamp": 1.5}, 1),
+        ({"cutoff": 0.05}, 1),
+        ({"optimiser": "adam", "cutoff": 0.05, "backward": TIGHT}, 2),
+    ],
+)
+@pytest.mark.parametrize("s", [0.7, 0.0])
+def test_universal_guidance_is_the_published_loop(options, times, s):
+    given = {k: v for k, v in options.items() if k != "optimiser"}
+    expected = universal(s, 4, 0.1, times, adam="optimiser" in options, **given)
+    guide = fl.UGD(E, s, m=4, mu=0.1, **options)
+    out = draw(guide, f"recurrence('ddim', times={times})")
+    assert_close(out, expected, rtol=0, atol=1e-9)
+
+
+def test_backward_options_change_nothing_where_they_do_not_bind():
+    plain = draw(fl.UGD(E, 0.7, m=3, mu=0.1))
+    assert_close(draw(fl.UGD(E, 0.7, m=3, mu=0.1, clamp=1e6)), plain, rtol=0, atol=1e-12)
+    assert torch.equal(draw(fl.UGD(E, 0.7, m=3, mu=0.1, backward=E)), plain)
+    satisfied = draw(fl.UGD(E, 0.7, m=3, mu=0.1, cutoff=1e9))
+    assert torch.equal(satisfied, draw(fl.UGD(E, 0.7)))
+
+
+def test_adam_does_not_see_the_scale_of_the_energy():
+    guides = (fl.UGD(k * E, 0.0, m=3, mu=0.05, optimiser="adam") for k in (1.0, 40.0))
+    assert_close(*(draw(g) for g in guides), rtol=0, atol=1e-5)  # but for the 1e-8 of Adam
+
+
+def test_energies_of_both_directions_are_asked_for_by_name():
+    guide = "ugd('near', s=0.5, m=2, mu=0.1, backward='far')"
+    assert str(fl.guide(guide)) == guide
+    with pytest.raises(ValueError, match="asks for the energy 'far'"):
+        draw(guide, energies={"near": E})
+    out = draw(guide, energies={"near": E, "far": TIGHT})
+    assert torch.equal(out, draw(fl.UGD(E, 0.5, m=2, mu=0.1, backward=TIGHT)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fl.UGD(E, m=1.5), "ugd: m must be a whole number"),
+        (lambda: fl.UGD(E, start="shited"), "did you mean 'shifted'"),
+        (lambda: fl.UGD(E, optimiser="adma"), "did you mean 'adam'"),
+        (lambda: fl.UGD(E, clamp=0.0), r"ugd: clamp must be in \(0, inf\], got 0.0"),
+        (lambda: fl.UGD(E, cutoff=float("nan")), "ugd: cutoff must be in"),
+        (lambda: fl.UGD(E, backward=3), "ugd: energy must be an energy of fl.energy"),
+    ],
+)
+def test_bad_values_of_universal_guidance(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()

@@ -10,17 +10,22 @@ from fairlead.guidance.algebra import Guide
 from fairlead.guidance.energy.gfcg import GFCG
 
 
-def require_steerable(owner: str, guide: Guide) -> None:
+def require_steerable(owner: str, guide: Guide, *, moves: bool = False) -> None:
     """Refuses terms that ask for more than predictions, energies and steps.
+
+    Args:
+        owner: Who asks.
+        guide: The guide.
+        moves: Whether the sample may be moved before a step.
 
     Raises:
         ValueError: Names the term.
     """
     for node in guide.nodes():
-        if getattr(node, "moves", False):
+        if getattr(node, "moves", False) and not moves:
             raise ValueError(
-                f"{owner}: {node} moves the sample before a step, which a pipeline's loop does not "
-                "allow; use fl.sample, or a guide that acts on predictions"
+                f"{owner}: {node} moves the sample before a step, of which a guider is not told; "
+                "use fl.steer or fl.sample, or a guide that acts on predictions"
             )
         if isinstance(node, GFCG):
             raise ValueError(
@@ -58,5 +63,6 @@ def shown(
     if decode is None:
         return made
     return {
-        name: e if e.noisy else decoded(e, lambda z: decode(z, grid)) for name, e in made.items()
+        name: e if e.noisy or e.attention else decoded(e, lambda z: decode(z, grid))
+        for name, e in made.items()
     }

@@ -1,6 +1,6 @@
 """Branches as calls of a pipeline's own network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from fairlead.adapters.diffusers import caches, inputs
 from fairlead.adapters.diffusers.layouts import NULLED, Layout
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
-from fairlead.guidance.branch import Branch, Predictions
+from fairlead.guidance.branch import Branch, Capture, Predictions
 from fairlead.guidance.context import Context, Run
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.guidance.hooks import Span, perturbed
@@ -113,6 +113,7 @@ class PipelineEvaluator(Evaluator):
         models: Further networks.
         convert: From a network's output at an input to a prediction of a branch.
         sample: From a moved input to what the network is given.
+        at: A call of the pipeline at another sample.
         batching: `auto` joins what a pipeline joins; `batched` joins all; `sequential` nothing.
         fixed_rows: Whether a pipeline's call keeps its number of rows, wanted or not.
     """
@@ -126,6 +127,7 @@ class PipelineEvaluator(Evaluator):
         models: Mapping[str, PipelineDenoiser],
         convert: Callable[[Tensor, Tensor, Branch, Context], Tensor],
         sample: Callable[[Tensor, inputs.Arguments], Any],
+        at: Callable[[Tensor, Native], Native],
         *,
         batching: Batching = "auto",
         fixed_rows: bool = False,
@@ -136,6 +138,7 @@ class PipelineEvaluator(Evaluator):
         self.leaves = states
         self.convert = convert
         self.sample = sample
+        self.at = at
         self.plan_batching = batching
         self.fixed_rows = fixed_rows
         self.native: Native | None = None
@@ -153,6 +156,18 @@ class PipelineEvaluator(Evaluator):
         self.denoiser.grid = inputs.grid(native.bound)
         self._slots = {}
         self._conditions = {}
+
+    def read(
+        self, branch: Branch, x: Tensor, captures: Sequence[Capture], ctx: Context
+    ) -> Predictions:
+        native = self.native
+        assert native is not None
+        with torch.set_grad_enabled(x.requires_grad):
+            self.begin(self.at(x, native))
+        try:
+            return super().read(branch, x, captures, ctx)
+        finally:
+            self.begin(native)
 
     def model(self, name: str) -> Denoiser:
         if name and name not in self.models:

@@ -94,6 +94,7 @@ class Session:
         self.layout = setting.layout
         self.report = report
         self.raw = setting.sampler is None and _is_affine(setting.guide)
+        self.moving = any(getattr(n, "moves", False) for n in setting.guide.nodes())
         self.levels: Levels | None = None
         self.model: GuidedModel | None = None
         self.evaluator: PipelineEvaluator | None = None
@@ -187,10 +188,12 @@ class Session:
             gain = 0.0
             if before is not None:
                 x = self._correct(self.setting.sampler, x, before.level, native)
+        self.model.begin(scale.level)
+        if self.moving:
+            x = self._enter(x, native)
         if self.raw:
             made = self._combine_raw(x, scale.level, native)
         else:
-            self.model.begin(scale.level)
             ends = self.ends = self.model(x, scale.level, gain=gain)
             assert self.levels is not None
             sign = self.setting.reading.sign
@@ -208,21 +211,35 @@ class Session:
         assert self.model is not None
         assert self.evaluator is not None
         assert self.scale is not None
-        stale = [n for n in sorted(inputs.STEPWISE) if native.bound.get(n) is not None]
-        if stale:
-            raise ValueError(
-                f"steer: {sampler} moves the sample between two calls of the network, and another "
-                f"network made {stale[0]} from the sample before; leave out the sampler, or the "
-                "ControlNet"
-            )
-        given, start = native.bound, x
-        parts = inputs.count(given) // native.batch
+        _refuse_stale(str(sampler), "the sampler", native)
+        start = x
         for _ in range(sampler.langevin):
             x = sampler.correct(self.model, x, before, self.scale.level)
-            bound = inputs.put(given, self._moved(torch.cat([x] * parts), given))
-            self.evaluator.begin(replace(native, args=(), kwargs=bound, bound=bound))
+            self.evaluator.begin(self.at(x, native))
         self.correction = (x - start) * self.scale.latents
         return x
+
+    def _enter(self, x: Tensor, native: Native) -> Tensor:
+        """The sample moved by the terms that act before a step, as the scheduler will be told."""
+        assert self.model is not None
+        assert self.evaluator is not None
+        assert self.scale is not None
+        _refuse_stale(str(self.guide), "the term that moves it", native)
+        moved = self.model.enter(x, self.scale.level)
+        if moved is x:
+            return x
+        self.evaluator.begin(self.at(moved, native))
+        self.evaluator.output = None  # of an evaluation whose graph is done with
+        delta = (moved - x) * self.scale.latents
+        self.correction = delta if self.correction is None else self.correction + delta
+        return moved
+
+    def at(self, x: Tensor, native: Native) -> Native:
+        """The pipeline's call at another sample."""
+        given = native.bound
+        parts = inputs.count(given) // native.batch
+        bound = inputs.put(given, self._moved(torch.cat([x] * parts), given))
+        return replace(native, args=(), kwargs=bound, bound=bound)
 
     def _start(self, native: Native) -> None:
         setting = self.setting
@@ -230,7 +247,7 @@ class Session:
         try:
             self.levels = Levels(scheduler)
         except ValueError:
-            if not (self.raw and self.guide.steady):
+            if self.moving or not (self.raw and self.guide.steady):
                 raise
         if not self.raw and setting.reading.sign == 0:
             raise ValueError(
@@ -247,6 +264,7 @@ class Session:
             {name: PipelineDenoiser(m, schedule) for name, m in setting.models.items()},
             self._convert,
             self._moved,
+            self.at,
             batching=setting.batching,
             fixed_rows=setting.fixed_rows,
         )
@@ -254,7 +272,7 @@ class Session:
             setting.seed,
             range(native.batch),
             self._steps(),
-            check=not self.raw and setting.check,
+            check=setting.check and (self.moving or not self.raw),
             record=setting.record,
             levels=() if self.raw or self.levels is None else self.levels.ahead(self.time),
             energies=shown(self.guide, setting.energies, setting.decode, inputs.grid(native.bound)),
@@ -326,8 +344,6 @@ class Session:
         model, run = self.model, self.model.run  # type: ignore[union-attr]
         assert model is not None
         assert self.evaluator is not None
-        run.advance()
-        model.start = level
         ctx = model.context(x, level)
         if model.wanted is None or not self.guide.steady:
             ctx.plan = Plan(self.guide.base(ctx))
@@ -336,7 +352,8 @@ class Session:
         self.report.begin(run.step, run.stage, level.t, model.wanted, ctx.batch)
         self._lengths.append((self.report.entries[-1], level))
         values = self.evaluator(model.wanted, ctx)
-        formula = None if ctx.plan.captures else Formula.of(self, ctx.plan, model.wanted)
+        known = not (ctx.plan.captures or self.moving)
+        formula = Formula.of(self, ctx.plan, model.wanted) if known else None
         if formula is None:
             wide = {b: v.to(x.dtype) for b, v in values.items()}
             made = finish(self.guide, Predictions(ctx.plan.base, wide, ctx.maps), ctx).denoise
@@ -406,6 +423,20 @@ class Session:
         if output is None:
             return (inputs.like(value, inputs.sample(native.bound)),)
         return inputs.replaced(output, inputs.like(value, inputs.prediction(output)))
+
+
+def _refuse_stale(owner: str, what: str, native: Native) -> None:
+    """Refuses a call with what another network made of the sample, which is to be moved.
+
+    Raises:
+        ValueError: There is such an argument.
+    """
+    stale = [n for n in sorted(inputs.STEPWISE) if native.bound.get(n) is not None]
+    if stale:
+        raise ValueError(
+            f"steer: {owner} moves the sample between two calls of the network, and another "
+            f"network made {stale[0]} from the sample before; leave out {what}, or the ControlNet"
+        )
 
 
 def _is_affine(guide: Guide) -> bool:

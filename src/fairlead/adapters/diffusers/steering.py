@@ -103,7 +103,7 @@ def steer(
     """
     parsed = parse(guide)
     parsed.require("continuous")
-    require_steerable("steer", parsed)
+    require_steerable("steer", parsed, moves=True)
     given_energies = energies_of(parsed, energies or {})
     corrector = _corrector(sampler)
     choose("steer", "batching", batching, ("auto", "batched", "sequential"))
@@ -222,7 +222,7 @@ class Steering:
             stack.callback(session.end)
             stack.enter_context(all_called(networks, session.handler))
             scheduler = self.pipe.scheduler
-            if not session.raw:
+            if session.moving or not session.raw:
                 step = corrected(session, both_ends(session, scheduler.step))
                 stack.enter_context(replaced_attribute(scheduler, "step", step))
             result = self._call(self.pipe, **arguments)

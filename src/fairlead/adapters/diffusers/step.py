@@ -58,15 +58,16 @@ def both_ends(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
 
 
 def corrected(session: "Session", step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step from the sample that a corrector moved, of which the pipeline does not know."""
+    """The step from the sample that was moved, by a corrector or the guide, as it must be told."""
     sampler = session.setting.sampler
-    if sampler is None:
+    if sampler is None and not session.moving:
         return step
     signature = inspect.signature(step)
 
     @wraps(step)
     def stepped(*args: Any, **kwargs: Any) -> Any:
-        _require_quiet(sampler, _filled(signature, args, kwargs))
+        if sampler is not None:
+            _require_quiet(sampler, _filled(signature, args, kwargs))
         delta, session.correction = session.correction, None
         if delta is None:
             return step(*args, **kwargs)
@@ -79,22 +80,26 @@ def corrected(session: "Session", step: Callable[..., Any]) -> Callable[..., Any
 
 
 def require_order(guide: Guide, scheduler: Any) -> None:
-    """Refuses guides of two ends where a step has several evaluations.
+    """Refuses guides of two ends, or that move the sample, where a step has several evaluations.
 
     Raises:
-        ValueError: Names what has two ends, and the scheduler.
+        ValueError: Names the term and the scheduler.
     """
     order = getattr(scheduler, "order", 1)
-    if type(scheduler).__name__ == "PNDMScheduler" and not scheduler.config.skip_prk_steps:
+    pndm = type(scheduler).__name__ == "PNDMScheduler"
+    if pndm and not scheduler.config.skip_prk_steps:
         order = 4  # its first steps are of Runge-Kutta's method
-    if order == 1:
-        return
     for node in guide.nodes():
-        if getattr(node, "claims_renoise", False) or getattr(node, "apart", False):
+        moves = getattr(node, "moves", False)
+        if order == 1 and not (moves and pndm):  # whose second step goes on from the first sample
+            continue
+        if moves or getattr(node, "claims_renoise", False) or getattr(node, "apart", False):
+            does = "renoises with another prediction than it denoises with"
+            if moves:
+                does = "moves the sample before each step"
             raise ValueError(
-                f"steer: {node} renoises with another prediction than it denoises with, and "
-                f"{type(scheduler).__name__} evaluates {order} times a step; take a scheduler of "
-                "order 1"
+                f"steer: {node} {does}, and {type(scheduler).__name__} evaluates "
+                f"{max(order, 2)} times a step; take a scheduler of order 1"
             )
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from fairlead.guidance.algebra import Guide, Sum
+from fairlead.guidance.algebra import Guide, Sum, Term
 from fairlead.guidance.composition.chains import Weight, paired
 from fairlead.guidance.recipes import recipe
 from fairlead.guidance.rules.response import Response
 from fairlead.guidance.states import absent
 from fairlead.guidance.terms.cfg import CFG
+from fairlead.guidance.terms.foreground import Foreground
 from fairlead.guidance.terms.multi import Multi
 from fairlead.guidance.terms.pag import PAG
 from fairlead.guidance.weight_schedules.coin import Coin
@@ -123,7 +124,7 @@ def history(
 
 
 @recipe(ids=("XM3",))
-def regions(condition: str, w: Weight, states: Sequence[str]) -> Guide:
+def regions(condition: str, w: Weight, states: Sequence[str], bootstrap: float = 0.0) -> Guide:
     r"""MultiDiffusion in one prediction: each region follows a condition of its own.
 
     With the masks ``m_r``, the background ``m_0 = max(1 - sum m_r, 0)`` and shares
@@ -140,6 +141,8 @@ def regions(condition: str, w: Weight, states: Sequence[str]) -> Guide:
         w: Guidance scale of every region.
         states: Their states, given to ``fl.sample(states=...)``, which are also the names of
             their masks, given to ``fl.sample(masks=...)``.
+        bootstrap: Share of the steps in which a region sees a plain colour around it, and not
+            the others (``foreground``); the authors take 0.4.
 
     Raises:
         ValueError: There is no region, or one is there twice.
@@ -158,7 +161,9 @@ def regions(condition: str, w: Weight, states: Sequence[str]) -> Guide:
     known = next(iter(absent("regions", [condition])))
     made: Guide = CFG(_scale(w))
     for name in names:
-        towards = Multi([condition], [(w, f"{known}={name}", "all")])
+        towards: Term = Multi([condition], [(w, f"{known}={name}", "all")])
+        if bootstrap:
+            towards = Foreground(condition, name, _scale(w), until=bootstrap)
         made = made + (towards | Region(name, of=tuple(names)))
     return made
 

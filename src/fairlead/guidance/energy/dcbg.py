@@ -39,7 +39,8 @@ class DCBG(GradientTerm):
     ``rates`` (predictor guidance, TAG to first order) on the rates of jumps; in ``logprob`` on the
     clean token. In ``simplex``, where a classifier judges points `x`, the guided probabilities are
     those whose score is the model's plus ``gamma`` times its gradient `g`:
-    ``p + gamma x (g - <x, g>) / (al - 1)``. With the exact classifier, masked tokens and
+    ``p + gamma x (g - <x, g>) / (al - 1)``; ``rescale`` gives `g` the length of the model's score
+    at each position first. With the exact classifier, masked tokens and
     ``gamma = 1`` the unconditional model becomes the conditional one.
 
     * Cost: 0 NFE of the model; a gradient of the classifier, or one evaluation of it for every
@@ -51,6 +52,7 @@ class DCBG(GradientTerm):
             takes them; a name, or the energy.
         gamma: Exponent, one number or one a sample.
         order: ``first`` or ``exact``.
+        rescale: In ``simplex``, where it acts alone: whether the gradient is as long as the score.
 
     Raises:
         ValueError: A parameter is out of range; the energy judges clean samples.
@@ -71,6 +73,7 @@ class DCBG(GradientTerm):
     energy: EnergyLike
     gamma: Scale = 1.0
     order: Literal["first", "exact"] = "first"
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,7 +103,8 @@ class DCBG(GradientTerm):
         if ctx.x.is_floating_point():
             ctx.run.report.gradients += 1
             concentration = float(ctx.level.network_time or 1.0)
-            return on_simplex(energy, ctx.x, ctx.level, concentration).to(base)
+            model = base if self.rescale else None
+            return on_simplex(energy, ctx.x, ctx.level, concentration, model).to(base)
         with torch.enable_grad() if self.order == "first" else torch.no_grad():
             table = (first_order if self.order == "first" else exact)(
                 energy, ctx.x, ctx.level, process.size, process.mask
@@ -137,13 +141,24 @@ def log_p(energy: Energy, z: Tensor, level: Level, rows: Tensor) -> Tensor:
     return -energy(z, level).double()
 
 
-def on_simplex(energy: Energy, x: Tensor, level: Level, concentration: float) -> Tensor:
-    """The change of probabilities whose score changes by the classifier's gradient."""
+def on_simplex(
+    energy: Energy, x: Tensor, level: Level, concentration: float, model: Tensor | None = None
+) -> Tensor:
+    """The change of probabilities whose score changes by the classifier's gradient.
+
+    With the probabilities of the model the gradient is given the length of their score.
+    """
     with torch.enable_grad():
         leaf = x.double().detach().requires_grad_()
         rows = torch.arange(len(x), device=x.device)
         (g,) = torch.autograd.grad(log_p(energy, leaf, level, rows).sum(), leaf)
-    return x * (g - (x * g).sum(-1, keepdim=True)) / max(concentration - 1, 1e-4)
+    factor = max(concentration - 1, 1e-4)
+    if model is not None:
+        score = factor * model.double() / x.clamp(min=1e-300)
+        score, g = (v - v.mean(-1, keepdim=True) for v in (score, g))
+        length = g.norm(dim=-1, keepdim=True)
+        g = g * torch.where(length > 0, score.norm(dim=-1, keepdim=True) / length, 0.0)
+    return x * (g - (x * g).sum(-1, keepdim=True)) / factor
 
 
 def first_order(energy: Energy, z: Tensor, level: Level, size: int, mask: int | None) -> Tensor:

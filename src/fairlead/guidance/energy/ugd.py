@@ -2,14 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
+import torch
 from torch import Tensor
 
+from fairlead.energy.base import of
 from fairlead.guidance.algebra import Context, Predictions, register
 from fairlead.guidance.branch import Branch
-from fairlead.guidance.energy.term import EnergyLike, GradientTerm, score_shift
+from fairlead.guidance.energy.term import (
+    EnergyLike,
+    GradientTerm,
+    ascent,
+    per_sample,
+    score_shift,
+)
 from fairlead.parameters import FINITE, Range, choose
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+"""Of Adam."""
 
 
 @register("ugd", ids=("XP2", "S128"), neutral="'measurement', 0.0")
@@ -24,7 +35,7 @@ class UGD(GradientTerm):
         \epsilon' \gets \epsilon' - \frac{\alpha}{\sigma} \Delta \qquad \text{(backward)}.
 
     ``D'`` belongs to the shifted noise. Both ends of the prediction move, as under classifier
-    guidance. Repeat steps with the sampler ``recurrence``.
+    guidance. Repeat steps with the sampler ``recurrence``, the ``k`` of the paper.
 
     * Cost: 0 NFE; ``1 + m`` gradients of the energy and one backward through the network.
     * Neutral: ``s = 0, m = 0``. Nothing is added where ``alpha = 0``.
@@ -36,6 +47,13 @@ class UGD(GradientTerm):
         mu: Step size of the backward steps; ``None`` takes ``s``.
         start: Where the backward steps start: ``shifted``, ``D'``, as in the paper, or ``plain``,
             ``D``, as TFG has it.
+        optimiser: Of the backward steps: ``gradient``, or ``adam`` as in the paper's code, whose
+            steps are about ``mu`` long in each number whatever the scale of the energy.
+        clamp: Bound on the numbers of ``D' + Delta`` in the backward steps; 1 for images in
+            [-1, 1], ``None`` for none.
+        cutoff: Energy at which a sample needs no further backward step.
+        backward: Energy of the backward steps, where it is another one, such as
+            ``energy + 0.1 * fl.energy.TotalVariation()``.
         branch: Condition state whose clean estimate is judged; with text models the paper
             takes ``null``.
 
@@ -49,7 +67,7 @@ class UGD(GradientTerm):
 
     Source:
         Bansal, Chu, Schwarzschild, Sengupta, Goldblum, Geiping, Goldstein (2023),
-        arXiv:2302.07121, with plain gradient steps; ``plain`` is that of arXiv:2409.15761.
+        arXiv:2302.07121; ``plain`` is that of arXiv:2409.15761.
     """
 
     energy: EnergyLike
@@ -57,13 +75,25 @@ class UGD(GradientTerm):
     m: Annotated[int, Range(0, math.inf, closed="left")] = 0
     mu: Annotated[float | None, FINITE] = None
     start: Literal["shifted", "plain"] = "shifted"
+    optimiser: Literal["gradient", "adam"] = "gradient"
+    clamp: Annotated[float | None, Range(0, math.inf, closed="right")] = None
+    cutoff: Annotated[float, Range(-math.inf, math.inf, closed="left")] = -math.inf
+    backward: EnergyLike | None = None
     branch: str = "cond"
 
     def __post_init__(self) -> None:
+        if self.backward is not None:
+            object.__setattr__(self, "backward", of(self.name, self.backward))
         super().__post_init__()
         choose(self.name, "start", self.start, ("shifted", "plain"))
+        choose(self.name, "optimiser", self.optimiser, ("gradient", "adam"))
         if self.m != int(self.m):
             raise ValueError(f"ugd: m must be a whole number, got {self.m}")
+
+    @property
+    def energies(self) -> tuple[str, ...]:
+        own = super().energies
+        return own if self.backward is None else (*own, cast(str, self.backward))
 
     @property
     def strength(self) -> float:
@@ -83,14 +113,37 @@ class UGD(GradientTerm):
 
     def shift(self, branch: Branch, predictions: Predictions, ctx: Context) -> Tensor:
         clean = predictions[branch]
-        gradient = self.log_f(clean, ctx)[1]
         forward = 0 * clean
+        known = None
         if self.s:
-            forward = score_shift(self.s * ctx.pull(branch, gradient), ctx)
-        begin = clean + forward if self.start == "shifted" else clean
-        moved = 0 * clean
+            known = self.log_f(clean, ctx)
+            forward = score_shift(self.s * ctx.pull(branch, known[1]), ctx)
+        if not (self.m and self.rate):
+            return forward
+        shifted = self.start == "shifted" and bool(self.s)
+        begin = clean + forward if shifted else clean
+        if shifted or self.backward is not None:
+            known = None  # of another place, or another energy
+        return forward + self.search(begin, known, ctx)
+
+    def search(self, begin: Tensor, known: tuple[Tensor, Tensor] | None, ctx: Context) -> Tensor:
+        """`Delta` after the backward steps; `known` is `log f` and its gradient at `begin`."""
+        moved = 0 * begin
+        first, second = 0 * begin, 0 * begin
         for i in range(self.m):
-            if i or self.start == "shifted":
-                gradient = self.log_f(begin + moved, ctx)[1]
-            moved = moved + self.rate * gradient
-        return forward + moved
+            value, gradient = known or ascent(self.name, self.energies[-1], begin + moved, ctx)
+            known = None
+            step = gradient
+            if self.optimiser == "adam":
+                first = BETAS[0] * first + (1 - BETAS[0]) * gradient
+                second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
+                size = (second / (1 - BETAS[1] ** (i + 1))).sqrt() + EPS
+                step = first / (1 - BETAS[0] ** (i + 1)) / size
+            target = begin + moved + self.rate * step
+            if self.clamp is not None:
+                target = target.clamp(-self.clamp, self.clamp)
+            on = per_sample(-value > self.cutoff, begin).bool()
+            moved = torch.where(on, target - begin, moved)
+            if not bool(on.any()):
+                break
+        return moved

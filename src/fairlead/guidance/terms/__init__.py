@@ -7,6 +7,7 @@ from fairlead.guidance.terms.cfgpp import CFGpp
 from fairlead.guidance.terms.condition_mixture import ConditionMixture
 from fairlead.guidance.terms.contrastive import Contrastive, DExperts
 from fairlead.guidance.terms.face_diffuser import FaceDiffuser
+from fairlead.guidance.terms.foreground import Foreground
 from fairlead.guidance.terms.icg import ICG
 from fairlead.guidance.terms.magic_fusion import MagicFusion
 from fairlead.guidance.terms.multi import Multi
@@ -39,6 +40,7 @@ __all__ = [
     "Contrastive",
     "DExperts",
     "FaceDiffuser",
+    "Foreground",
     "MagicFusion",
     "Multi",
     "NoiseDamped",
