@@ -17,6 +17,7 @@ from fairlead import (
     recipes,
     samplers,
     schedules,
+    selection,
     trajectories,
 )
 from fairlead.adapters import as_guider, steer
@@ -97,6 +98,7 @@ __all__ = [
     "sample_taught",
     "samplers",
     "schedules",
+    "selection",
     "steer",
     "trajectories",
     "search_ratios",
