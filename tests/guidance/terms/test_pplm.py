@@ -211,7 +211,7 @@ def test_what_is_missing_is_named(model):
     options = {"max_new_tokens": 2, "rewards": {"attribute": bag}}
     with pytest.raises(ValueError, match="pplm: there is no reward 'attribute': pass rewards="):
         fl.generate(model, None, PROMPTS, guide="pplm()", max_new_tokens=2)
-    with pytest.raises(ValueError, match=r"must give a tensor of \(2,\) numbers, one a text, got \(2, 13\)"):
+    with pytest.raises(ValueError, match=r"a tensor of \(2,\) numbers, one a text, got \(2, 13\)"):
         fl.generate(
             model, None, PROMPTS, guide="pplm()", max_new_tokens=2, rewards={"attribute": abs}
         )
