@@ -1,13 +1,15 @@
 """Guides that weigh space or frequency: images and videos of any size, sample by sample."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 import fairlead as fl
 from fairlead.guidance.algebra import REGISTRY
-from fairlead.testing import tiny_denoiser
-from fairlead.testing.checks import networks
+from fairlead.testing.checks import draw, networks
+from fairlead.testing.subject import Subject, example
 
 SIZES = [(2, 3, 7, 5), (3, 2, 12, 10), (2, 3, 5, 7, 6), (2, 2, 3, 9, 4), (2, 3, 11)]
 GUIDES = [
@@ -83,33 +85,17 @@ def test_a_batch_is_its_samples(guide, size):
 
 
 LAYERED = [
-    "pag(2, layers='none.such')",
-    "seg(2, layers='none.such')",
-    "slg(2, 'none.such')",
-    "sag(1, layers='none.such')",
-    "cfg(3) | reuse(layers='none.such')",
-    "cfg(3) | merge(0.5, layers='none.such')",
-    "cfg(3) | redilate(2, layers='none.such')",
-    "noise_damped(3, layers='none.such')",
+    name for name, cls in REGISTRY.items() if "layers" in getattr(cls, "__dataclass_fields__", ())
 ]
 
 
-@pytest.mark.parametrize("guide", LAYERED)
-def test_layers_that_match_nothing_are_named_before_the_first_step(guide):
-    d = tiny_denoiser()
+@pytest.mark.parametrize("name", LAYERED)
+def test_layers_that_match_nothing_are_named_before_the_first_step(name):
+    subject = Subject.of(replace(example(REGISTRY[name]), layers="none.such"))
+    d = subject.tiny()
     with pytest.raises(ValueError, match=r"none\.such.*network has: \w+"):
-        fl.sample(d, {"label": [1]}, guide=guide, steps=2)
+        draw(subject.guide, d, n=1)
     assert not any(n.calls for n in networks(d))
-
-
-def test_every_method_with_layers_is_among_them():
-    named = {g.rpartition("| ")[2].partition("(")[0] for g in LAYERED}
-    have = {
-        name
-        for name, cls in REGISTRY.items()
-        if "layers" in getattr(cls, "__dataclass_fields__", ())
-    }
-    assert have - named - {"nag", "adain", "scfg", "layout"} == set()
 
 
 @pytest.mark.parametrize("other", ["cfgpp(0.6)", "cfgpp(0.3) | interval(0, 0.5)"])
