@@ -32,8 +32,9 @@ from fairlead.training.data import cifar10
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NOISE = 0.02
-MEMBERS = {1: (48, 96, 160), 2: (64, 96, 192)}
-"""Widths of further judges that guide together with the shipped one, by seed."""
+MEMBERS = {2: (48, 96, 160)}
+"""Widths of further judges that guide together with the shipped one, by seed; 1 is the
+independent judge's."""
 TRAINING = 300
 """Steps of their training."""
 
@@ -57,23 +58,23 @@ def members(folder: Path) -> list[networks.Classifier]:
         name = f"cifar10-member-{seed}"
         path = folder / f"{name}.safetensors"
         if not path.exists():
-            torch.manual_seed(seed + 1)  # 1 is the independent judge's
+            torch.manual_seed(seed)
             network = networks.Classifier(widths=widths).to(DEVICE)
             train_classifier(
-                network, cifar10("train"), max_steps=TRAINING, flip=True, pad=4, seed=seed + 1
+                network, cifar10("train"), max_steps=TRAINING, flip=True, pad=4, seed=seed
             )
             zoo.save(network, {"name": name, "network": "classifier"}, folder)
         found.append(zoo.classifier(path, device=DEVICE))
     return found
 
 
-def classes(out: Path, n: int, steps: int, cache: Path, half: bool) -> None:
+def classes(out: Path, n: int, steps: int, cache: Path, half: bool, few: bool) -> None:
     """Class guidance of the unconditional model by the shipped classifier."""
     d, labels = model(half), torch.arange(n) % 10
     own, judge = (zoo.classifier(k, device=DEVICE) for k in ("cifar10", "cifar10-judge"))
     given = Classifier(own, labels)
     guiding, other = Classifier(own, labels), Classifier(judge, labels)
-    three = Ensemble([given, *(Classifier(m, labels) for m in members(cache))], labels)
+    both = Ensemble([given, *(Classifier(m, labels) for m in members(cache))], labels)
     known = zoo.reference("cifar10-judge")
     eta = "ddim(eta=1.0)"
     tries: list[Try] = [
@@ -110,17 +111,17 @@ def classes(out: Path, n: int, steps: int, cache: Path, half: bool) -> None:
         ("dreamguider", fl.Dreamguider(given), "ddpm"),
         *((f"elucd({k:g})", fl.EluCD(given, k), "ddpm") for k in (16.0, 4.0)),
         *((f"norm_guidance({k:g})", fl.NormGuidance(given, k), eta) for k in (0.15, 0.05)),
-        ("three judges, classifier_guidance(6)", fl.ClassifierGuidance(three, 6.0), eta),
-        ("three judges, freedom(4)", fl.FreeDoM(three, 4.0), eta),
+        ("two judges, classifier_guidance(6)", fl.ClassifierGuidance(both, 6.0), eta),
+        ("two judges, freedom(4)", fl.FreeDoM(both, 4.0), eta),
         (
-            "three judges, tfg(rho=2, mu=0.5, gamma=0.001)",
-            fl.TFG(three, 2.0, 0.5, 0.001),
+            "two judges, tfg(rho=2, mu=0.5, gamma=0.001)",
+            fl.TFG(both, 2.0, 0.5, 0.001),
             eta,
         ),
     ]
     head = ["guide", "success by the guiding judge", "by the independent judge", "gap", "FD"]
     table = Table(out / "energy_classes.csv", [*head, *COST], [(t[0],) for t in tries], (n, steps))
-    for name, guide, sampler in in_turn(tries):
+    for name, guide, sampler in in_turn(tries, few):
         if (name,) in table.rows:
             continue
         cost: list[Any] = [0, 0, 0, "0"]
@@ -190,8 +191,8 @@ class Table:
             csv.writer(file).writerows([self.head, *kept])
 
 
-def in_turn(tries: list[Try]) -> list[Try]:
-    """Each method once before any at another scale, so that a part of the table says much."""
+def in_turn(tries: list[Try], few: bool) -> list[Try]:
+    """Each method once, and then, unless few are asked for, those at other scales."""
     seen: set[str] = set()
     first = []
     for one in tries:
@@ -199,10 +200,10 @@ def in_turn(tries: list[Try]) -> list[Try]:
         if method not in seen:
             first.append(one)
         seen.add(method)
-    return first + [t for t in tries if t not in first]
+    return first if few else first + [t for t in tries if t not in first]
 
 
-def inverse(out: Path, n: int, steps: int, cache: Path, half: bool) -> None:
+def inverse(out: Path, n: int, steps: int, cache: Path, half: bool, few: bool) -> None:
     """Inpainting, 4x super-resolution and deblurring of test images."""
     judge = zoo.classifier("cifar10-judge", device=DEVICE)
     d = model(half)
@@ -250,7 +251,7 @@ def inverse(out: Path, n: int, steps: int, cache: Path, half: bool) -> None:
     head = ["problem", "guide", "PSNR", "feature distance", *COST]
     table = Table(out / "energy_inverse.csv", head, order, (n, steps))
     for problem, tries in work.items():
-        for name, guide, sampler in in_turn(tries):
+        for name, guide, sampler in in_turn(tries, few):
             if (problem, name) in table.rows:
                 continue
             if guide is None:
@@ -263,7 +264,7 @@ def inverse(out: Path, n: int, steps: int, cache: Path, half: bool) -> None:
     for problem, tries in work.items():
         shown_rows = [seen[problem]]
         for method in ("dps", "mpgd", "tfg", "flowchef"):
-            names = [t[0] for t in tries if t[0].startswith(method)]
+            names = [t[0] for t in in_turn(tries, few) if t[0].startswith(method)]
             best = max(names, key=lambda k: float(table.rows[problem, k][2]))
             shown_rows.append(load_file(kept(cache, problem, best))["x"])
         pictures.append(torch.cat([s[:8].cpu() for s in (*shown_rows, truth)]))
@@ -311,17 +312,19 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path, nargs="?", default=Path("docs"))
     parser.add_argument("--only", choices=["inverse", "classes"])
-    parser.add_argument("--images", type=int, default=32, help="test images of inverse problems")
-    parser.add_argument("--samples", type=int, default=100, help="samples of each class guide")
+    parser.add_argument("--images", type=int, default=24, help="test images of inverse problems")
+    parser.add_argument("--samples", type=int, default=60, help="samples of each class guide")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cache", type=Path, default=Path("runs/images"), help="what rows share")
     parser.add_argument("--half", action="store_true", help="the network in bfloat16")
+    parser.add_argument("--few", action="store_true", help="each method at one scale")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
+    shared = (options.steps, options.cache, options.half, options.few)
     if options.only != "classes":
-        inverse(options.out, options.images, options.steps, options.cache, options.half)
+        inverse(options.out, options.images, *shared)
     if options.only != "inverse":
-        classes(options.out, options.samples, options.steps, options.cache, options.half)
+        classes(options.out, options.samples, *shared)
 
 
 if __name__ == "__main__":

@@ -305,7 +305,7 @@ def test_a_block_inside_another_acts_beside_it():
     order = []
 
     def note(name):
-        return lambda c: (order.append((name, c.start)), c.attend(v=2 * c.v))[1]
+        return lambda c: (order.append((name, c.rows.start)), c.attend(v=2 * c.v))[1]
 
     with attending([Edit(layer, 1, 3, note("around"))], 3):
         with attending([Edit(layer, 0, 3, note("inside"))], 3):

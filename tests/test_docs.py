@@ -29,6 +29,7 @@ MODULES = (
     "fairlead.denoiser",
     "fairlead.condition",
     "fairlead.attention",
+    "fairlead.selection",
 )
 
 

@@ -17,6 +17,7 @@ from fairlead import (
     recipes,
     samplers,
     schedules,
+    selection,
     trajectories,
 )
 from fairlead.adapters import as_guider, steer
@@ -46,6 +47,7 @@ from fairlead.reference import ReferenceDenoiser, with_reference
 from fairlead.sampling import Interrupted, Result, Step, sample
 from fairlead.stages import Stage, sample_stages
 from fairlead.stream import SimilarityFilter, Stream
+from fairlead.teacher import Taught, sample_taught
 from fairlead.text import TextError
 from fairlead.views import ViewsDenoiser
 
@@ -72,6 +74,7 @@ __all__ = [
     "Stage",
     "Step",
     "Stream",
+    "Taught",
     "Term",
     "TextError",
     "ViewsDenoiser",
@@ -92,8 +95,10 @@ __all__ = [
     "register",
     "sample",
     "sample_stages",
+    "sample_taught",
     "samplers",
     "schedules",
+    "selection",
     "steer",
     "trajectories",
     "search_ratios",

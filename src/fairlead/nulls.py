@@ -138,3 +138,13 @@ def noise(**levels: Any) -> Null:
 def kept() -> Null:
     """The condition stays: null does not touch it."""
     return Null("kept", keep=True)
+
+
+def hidden(switch: str) -> Null:
+    """What a side network sees stays, and the condition `switch` is 0: it does not run.
+
+    >>> from fairlead import nulls
+    >>> nulls.hidden("pose_on").sets
+    {'pose_on': 0}
+    """
+    return Null("hidden", keep=True, sets={switch: 0})

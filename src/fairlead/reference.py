@@ -17,19 +17,19 @@ from fairlead.guidance.recipes import recipe
 from fairlead.layers import with_parameters
 from fairlead.parameters import choose
 from fairlead.schedules import Level
+from fairlead.wrapped import Wrapped, without
 
 Missing = Literal["absent", "zeros", "clean zeros"]
 """What self-attention sees where there is no reference."""
 
 
-class ReferenceDenoiser(Denoiser):
+class ReferenceDenoiser(Wrapped):
     """A model with one more condition: the features of a reference; made by `with_reference`.
 
     The condition is what `read` returns, `(B, F)`: one number that says whether it is there, and
     behind it keys and values, layer by layer. It is taken and left out by guides like any other.
 
     Attributes:
-        inner: The model without a reference.
         key: Name of the condition.
         size: `F`.
     """
@@ -46,14 +46,8 @@ class ReferenceDenoiser(Denoiser):
         shape: tuple[int, ...],
         trained: Iterable[str] | None,
     ) -> None:
-        super().__init__(
-            inner.network, inner.schedule, inner.prediction, inner.null,
-            shape=inner.shape, sigma_data=inner.sigma_data, trained=trained,
-            time_embedding=inner.time_embedding, embeddings=inner.embeddings,
-            choices=inner.choices, models=inner.models, autocast=inner.autocast, grid=inner.grid,
-        )  # fmt: skip
-        self.inner, self.encoder, self.key = inner, encoder, key
-        self.dtype = inner.dtype
+        super().__init__(inner, trained=trained, models=inner.models)
+        self.encoder, self.key = encoder, key
         self._given, self._t, self._reference = given, t, shape
         writing = inner.match_attention("with_reference", layers, ("self",))
         known = encoder.attention_layers
@@ -100,7 +94,7 @@ class ReferenceDenoiser(Denoiser):
                     f"condition: {self.key} must hold {self.size} features, got {tuple(size)}: "
                     "give what read(...) returns"
                 )
-        self.inner.check(self._without(condition))
+        self.inner.check(without(condition, self.key))
 
     def predict(self, x: Tensor, level: Level, condition: Condition) -> Tensor:
         """The clean estimate; rows with a reference attend to it, too."""
@@ -110,10 +104,7 @@ class ReferenceDenoiser(Denoiser):
         there = features[:, 0] != 0
         edits = list(self._edits(features, there)) if bool(there.any()) else []
         with attending(edits, len(x), self.grid or tuple(x.shape[2:])):
-            return self.inner.predict(x, level, self._without(condition))
-
-    def _without(self, condition: Condition) -> Condition:
-        return condition.only(*(name for name in condition if name != self.key))
+            return self.inner.predict(x, level, without(condition, self.key))
 
     def _edits(self, features: Tensor, there: Tensor) -> Iterator[Edit]:
         first = 1
@@ -168,7 +159,7 @@ class ReferenceDenoiser(Denoiser):
 def _beside(k: Tensor, v: Tensor, there: Tensor, call: Attended) -> Tensor:
     """Attention to the tokens of the layer and, where there is one, to those of the reference."""
     fold = k.shape[1]
-    rows = slice(call.start, call.start + len(call.q) // fold)
+    rows = slice(call.rows.start, call.rows.stop)
     seen = there[rows].repeat_interleave(fold)
     if not bool(seen.any()):
         return call.attend()

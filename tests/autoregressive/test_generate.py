@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import fairlead as fl
-from fairlead.autoregressive import GuidanceProcessor, generate
+from fairlead.autoregressive import GuidanceProcessor, generate, prefill
 
 WORDS = 40
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -270,3 +270,61 @@ def test_two_tokens_by_enumeration(w):
     second = guided(p_c / p_c.sum(1, keepdim=True), p_u / p_u.sum(1, keepdim=True))
     expected = torch.tensor(GOLDEN[w], dtype=torch.float64)
     assert_close((first[:, None] * second).flatten(), expected, rtol=0, atol=1e-6)
+
+
+LONG = [torch.arange(1, 25).tolist(), torch.arange(10, 30).tolist()]
+
+
+def counted(model, **options):
+    """A generation, and the number of token rows of each forward."""
+    rows = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda m, a, k: rows.append(k.get("input_ids", *a).numel()), with_kwargs=True
+    )
+    options = {"guide": "cfg(1.7)", "max_new_tokens": 6, "seed": 3, **options}
+    out = generate(model, None, LONG, **options)
+    hook.remove()
+    return out, rows
+
+
+OPTIONS = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "samples": {"do_sample": True, "num_return_sequences": 2},
+    "three branches": {
+        "guide": "cfg(1.7) + cfg(0.5, against='style')",
+        "states": {"style": [[4, 5, 6]]},
+    },
+    "interval": {"guide": "cfg(3) | interval(0, 0.5)"},
+}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_nothing_but_the_time_changes(monkeypatch, name, options):
+    model = make(name)
+    ours, rows = counted(model, **options)
+    repeat = options.get("num_beams", options.get("num_return_sequences", 1))
+    width = 3 if "states" in options else 1
+    assert rows[:2] == [2 * 24 * repeat, 2 * width * repeat * (1 + ("states" in options))]
+    monkeypatch.setattr(prefill, "WORTH", 10**6)
+    whole, rows = counted(model, **options)
+    assert rows[0] == 2 * 24 * repeat * (2 + ("states" in options))
+    assert ours.sequences.tolist() == whole.sequences.tolist()
+    assert ours.nfe.tolist() == whole.nfe.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mistral", {}),  # sliding windows
+        ("llama", {"use_cache": False}),
+        ("llama", {"cache_implementation": "static"}),
+        ("llama", {"guide": "none"}),
+        ("llama", {"negative": [[5] * 20] * 2}),
+    ],
+)
+def test_where_it_stays_one_forward(name, options):
+    _, rows = counted(make(name), **options)
+    blocks = 1 if options.get("guide") == "none" else 2
+    assert rows[0] == 2 * 24 * blocks

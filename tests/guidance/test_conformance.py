@@ -34,6 +34,7 @@ EXPECTED = {
     "cads": {
         "strength_zero": "it noises the condition of the base itself, at every weight",
     },
+    "descent": {"strength_zero": "it descends also where no term acts"},
     "foreground": {
         "weights_per_sample": "the base that one sample can do without is evaluated for a batch",
     },

@@ -14,6 +14,7 @@ from fairlead.energy.closed_form import ClosedFormJudge
 from fairlead.energy.decoded import decoded
 from fairlead.energy.images import Colour, Palette, Symmetry, TotalVariation
 from fairlead.energy.linear import Linear, blur, downsampling, inpainting, projections
+from fairlead.energy.penetration import Penetration
 from fairlead.energy.posterior import Posterior
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Judge",
     "Linear",
     "Palette",
+    "Penetration",
     "Posterior",
     "Similarity",
     "Symmetry",

@@ -216,23 +216,44 @@ class Run:
         self.reference = _rows(self.reference, index)
         self.carried = _rows(self.carried, index)
 
+    def keep(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Goes on with some of the samples `x` alone; returns them.
+
+        Solvers that kept `x` itself find that they keep what is returned.
+        """
+        batch, same = len(x), {id(x): x[rows.to(x.device)]}
+        self._slots = {k: (v[0], *_rows(v[1:], rows, batch, same)) for k, v in self._slots.items()}
+        self.memory = _rows(self.memory, rows, batch, same)
+        self.reference = _rows(self.reference, rows, batch)
+        self.carried = _rows(self.carried, rows, batch)
+        self.indices = list(self._indices(batch, rows.tolist()))
+        self._fixed.clear()
+        return same[id(x)]
+
     def _indices(self, batch: int, rows: Sequence[int] | None = None) -> Sequence[int]:
         if rows is not None:
             return rows if self.indices is None else [self.indices[i] for i in rows]
         return range(batch) if self.indices is None else self.indices
 
 
-def _rows(value: Any, index: Tensor) -> Any:
-    """Every batched tensor inside with its rows picked."""
+def _rows(
+    value: Any, index: Tensor, batch: int | None = None, same: dict[int, Tensor] | None = None
+) -> Any:
+    """Every tensor inside of `batch` rows, by default as many as the index, with rows picked.
+
+    `same` holds what was picked before, by the identity of the tensor.
+    """
     if isinstance(value, Tensor):
-        batched = value.ndim > 0 and len(value) == len(index)
+        if same and id(value) in same:
+            return same[id(value)]
+        batched = value.ndim > 0 and len(value) == (len(index) if batch is None else batch)
         return value[index.to(value.device)] if batched else value
     if isinstance(value, dict):
-        return {k: _rows(v, index) for k, v in value.items()}
+        return {k: _rows(v, index, batch, same) for k, v in value.items()}
     if isinstance(value, list):
-        return [_rows(v, index) for v in value]
+        return [_rows(v, index, batch, same) for v in value]
     if isinstance(value, tuple):
-        made = [_rows(v, index) for v in value]
+        made = [_rows(v, index, batch, same) for v in value]
         return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
     return value
 

@@ -299,7 +299,8 @@ def two_memories(subject: Subject) -> None:
     rule = subject.method
     if not isinstance(rule, Rule):
         raise NotApplicable("no rule")
-    both, outer, inner = (Run(0, range(2), STEPS, check=False, record=False) for _ in range(3))
+    options: dict[str, Any] = {"check": False, "record": False, "energies": ENERGIES}
+    both, outer, inner = (Run(0, range(2), STEPS, **options) for _ in range(3))
     once = CFG(3.0) | rule
     for i in range(3):
         c, u = noise(key=i, dtype=torch.float64), noise(key=i + 10, dtype=torch.float64)

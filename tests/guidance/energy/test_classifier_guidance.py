@@ -223,3 +223,38 @@ def test_combine_says_that_the_network_is_missing():
     found = fl.combine(fl.ClassifierGuidance(energy, point="estimate"), {"cond": x + 1}, **place)
     level = VP().level(0.5)
     assert_close(found, x + 1 - 2 * level.sigma**2 / level.alpha * (x + 1))
+
+
+def test_score_form_shifts_a_step_as_the_mean_form_or_by_half():
+    """To first order in the step: all of it with the noise of eta = 1, a half without."""
+    judge = Posterior(MIXTURE, 1)
+    x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def shift(guide, sampler, levels):
+        ends = []
+        for g in ("none", guide):
+            out = fl.sample(
+                MIXTURE.denoiser(VP()), {"label": -1}, guide=g, sampler=sampler, levels=levels,
+                x=x, dtype=torch.float64,
+            )  # fmt: skip
+            ends.append(out.x)
+        return (ends[1] - ends[0]).norm()
+
+    found = {}
+    for size in (0.02, 0.002):
+        levels = [VP().level(0.5), VP().level(0.5 - size)]
+        mean = shift(fl.ClassifierGuidance(judge, 1.0, form="mean"), "ddpm", levels)
+        score = fl.ClassifierGuidance(judge, 1.0)
+        found[size] = [shift(score, f"ddim(eta={eta})", levels) / mean for eta in (1.0, 0.0)]
+    assert found[0.002][0] == pytest.approx(1.0, abs=0.02)
+    assert found[0.002][1] == pytest.approx(0.5, abs=0.02)
+    for i, limit in enumerate((1.0, 0.5)):
+        assert abs(found[0.002][i] - limit) < 0.2 * abs(found[0.02][i] - limit)
+
+
+def test_the_gradient_is_that_of_the_batchs_sum():
+    """A batch of five is five batches of one: no mean over samples divides it."""
+    judge = Posterior(MIXTURE, 1)
+    together = draw(fl.ClassifierGuidance(judge, 2.0)).x
+    alone = [draw(fl.ClassifierGuidance(judge, 2.0), n=1, first=i).x for i in range(5)]
+    assert_close(together, torch.cat(alone), rtol=0, atol=1e-9)

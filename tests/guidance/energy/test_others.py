@@ -218,3 +218,190 @@ def test_gfcg_needs_a_judge_and_its_classes():
 def test_bad_values(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def classes(weak=False):
+    """Three classes with a null, and a blurred weak model."""
+    d = MIXTURE.denoiser(VP())
+    if weak:
+        wide = GaussianMixture([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.2]], 1.5, labels=[0, 1, 2])
+        d.models = {"weak": wide.denoiser(VP())}
+    return d
+
+
+def led(guide, d=None, **options):
+    given = {"sampler": "ddim", "steps": 6, "dtype": torch.float64}
+    return fl.sample(d or classes(), {"label": [0, 1, 2]}, guide=guide, **{**given, **options}).x
+
+
+JUDGE = Posterior(MIXTURE, 0, noisy=False)
+
+
+def test_gfcg_with_a_constant_scale_is_cfg_or_autoguidance():
+    null = fl.GFCG(JUDGE, 2.0, reference="null", scale="constant")
+    assert_close(led(null), led("cfg(3)"), rtol=0, atol=1e-12)
+    weak = fl.GFCG(JUDGE, 2.0, reference="wanted", scale="constant", model="weak")
+    assert_close(
+        led(weak, classes(True)), led("autoguidance(3)", classes(True)), rtol=0, atol=1e-12
+    )
+
+
+def test_gfcg_is_conditional_where_the_classifier_is_sure():
+    sure = Classifier(lambda z: torch.eye(3, dtype=z.dtype) * 1e3, 0, name="sure")
+    assert torch.equal(led(fl.GFCG(sure, 16.0)), led("none"))
+
+
+def test_gfcg_takes_functions_for_the_class_and_the_scale():
+    def following(p, wanted):
+        return (wanted + 1) % 3
+
+    def half(p, wanted):
+        return torch.full((len(p),), 0.5)
+
+    carried = fl.GFCG(JUDGE, 2.0, reference=following, scale=half)
+    assert str(carried) == "gfcg('posterior', w_max=2.0, reference='following', scale='half')"
+    assert fl.guide(str(carried)) == carried
+    named = led(str(carried), energies={"posterior": JUDGE}, rewards={"following": following,
+                                                                     "half": half})  # fmt: skip
+    assert torch.equal(led(carried), named)
+    own = fl.GFCG(JUDGE, 1.0, reference=following, scale="constant")
+    assert_close(led(own), named, rtol=0, atol=1e-12)  # 2 * 0.5
+    with pytest.raises(ValueError, match=r"gfcg: there is no reward 'folowing'"):
+        led(fl.GFCG(JUDGE, reference="folowing"))
+    with pytest.raises(ValueError, match=r"gfcg: scale must be a name or a function .* got 3"):
+        fl.GFCG(JUDGE, scale=3)
+
+
+def test_elucd_without_its_additions_is_classifier_guidance_of_the_mean():
+    """gamma = 0, no bound: the shift by the posterior variance, stopped at the estimate."""
+    for sampler in ("ddpm", "ddim"):
+        ours = draw(fl.EluCD(JUDGE, 1.5, gamma=0.0, clip=None), sampler=sampler)
+        guide = fl.ClassifierGuidance(JUDGE, 1.5, form="mean", point="estimate")
+        assert_close(ours, draw(guide, sampler=sampler), rtol=0, atol=1e-12)
+
+
+def test_elucd_is_off_at_scale_zero_in_both_forms():
+    for form in ("ddpm", "edm"):
+        assert torch.equal(draw(fl.EluCD(JUDGE, 0.0, form=form)), draw("none"))
+
+
+def test_flowchefs_chain_rule_leaves_out_the_jacobian_of_the_velocity():
+    """grad_x L(x - t u(x)) = (I - t J_u)^T grad L, of which FlowChef keeps the identity."""
+    level = RectifiedFlow().level(0.6)
+    x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def u(x):
+        return (x - MIXTURE.x0(x, level)) / level.t
+
+    clean = x - level.t * u(x)
+    short = gradient(E, clean)
+    full = gradient(lambda x: E(x - level.t * u(x)), x)
+    for i in range(3):
+        J = torch.autograd.functional.jacobian(lambda x: u(x[None])[0], x[i])
+        expected = (torch.eye(2, dtype=torch.float64) - level.t * J).T @ short[i]
+        assert_close(full[i], expected)
+    moved = []
+    guide = fl.FlowChef(E, 0.03)
+    levels = [level, RectifiedFlow().level(0.3)]
+    fl.sample(
+        MIXTURE.denoiser(RectifiedFlow()), {"label": -1}, guide=guide, sampler="euler",
+        levels=levels, x=x, dtype=torch.float64, callback=lambda step: moved.append(step.x),
+    )  # fmt: skip
+    assert_close(moved[0], x - 0.03 * short + (0.3 - 0.6) * u(x))
+
+
+def test_flowchef_by_adam_moves_by_the_sign_and_begins_anew_each_step():
+    levels, _, x = start(RectifiedFlow())
+    for s, t in pairwise(levels):
+        u = (x - MIXTURE.x0(x, s)) / s.t
+        x = x - 0.03 * gradient(E, x - s.t * u).sign()
+        x = x + (t.t - s.t) * u
+    for k in (1.0, 50.0):
+        guide = fl.FlowChef(k * E, 0.03, optimiser="adam")
+        # Adam's 1e-8 in the denominator
+        assert_close(draw(guide, RectifiedFlow(), sampler="euler"), x, rtol=0, atol=1e-6)
+
+
+def test_flowchef_along_a_residual_takes_no_gradient():
+    A = torch.tensor([[1.0, 0.5], [0.0, 2.0]], dtype=torch.float64)
+    y = torch.tensor([0.4, 0.1], dtype=torch.float64)
+    levels, _, x = start(RectifiedFlow())
+    for s, t in pairwise(levels):
+        u = (x - MIXTURE.x0(x, s)) / s.t
+        x = x + 0.1 * (y - (x - s.t * u) @ A.T)
+        x = x + (t.t - s.t) * u
+    guide = fl.FlowChef(Linear(A, y), 0.1, along="residual")
+    assert_close(draw(guide, RectifiedFlow(), sampler="euler"), x, rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="the residual of 'linear' has 1 numbers and a sample 2"):
+        draw(fl.FlowChef(E, along="residual"))
+    with pytest.raises(ValueError, match="the energy 'flat' has no residual to follow"):
+        draw(fl.FlowChef(Function(lambda z: z.sum(1), name="flat"), along="residual"))
+
+
+@pytest.mark.parametrize("maximum", ["current", "earlier"])
+@pytest.mark.parametrize("ratios", ["step", "cumulative"])
+def test_dreamguiders_open_readings_are_its_loop_too(maximum, ratios):
+    levels, run, x = start(DiscreteVP.linear())
+    state = {}
+
+    def estimate(key, f, g):
+        size = g.norm(dim=1, keepdim=True)
+        begin, most, total = state.get(key, (f, 0 * size, 0 * size))
+        reached = torch.maximum(most, (f - begin).norm(dim=1, keepdim=True))
+        state[key] = (begin, reached, total + size**2)
+        counts = reached if maximum == "current" else most
+        distance = torch.where(counts == 0, torch.full_like(size, 1e-5), counts)
+        if maximum == "earlier":
+            distance = most.clamp(min=1e-5)
+        return distance / (total + size**2).sqrt()
+
+    for i, (s, t) in enumerate(pairwise(levels)):
+        run.advance()
+        A, after = s.alpha**2, t.alpha**2
+        a, S = A / after, sqrt(1 - A)
+        later = after / levels[i + 2].alpha ** 2 if i + 2 < len(levels) else 1.0
+        clean = MIXTURE.x0(x, s)
+        eps = (x - s.alpha * clean) / S
+        g = gradient(E, clean)
+        c, d = estimate("e", eps, -(S / sqrt(A)) * g), estimate("d", clean, g)
+        mean = (x - (1 - a) / S * eps) / sqrt(a)
+        if t.sigma:
+            mean = mean + sqrt((1 - after) / (1 - A) * (1 - a)) * run.normal(x, "sampler", 1)
+        root = sqrt(later if ratios == "step" else after)
+        x = mean - S * (c * root + d * (1 - a) / sqrt(a * A)) * g
+    guide = fl.Dreamguider(E, maximum=maximum, ratios=ratios)
+    assert_close(draw(guide, DiscreteVP.linear(), sampler="ddpm"), x, rtol=1e-8, atol=1e-8)
+    scaled = draw(fl.Dreamguider(9.0 * E, maximum=maximum, ratios=ratios), DiscreteVP.linear())
+    plain = draw(fl.Dreamguider(E, maximum=maximum, ratios=ratios), DiscreteVP.linear())
+    assert_close(scaled, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_dreamguiders_leaves_are_collinear():
+    """g_E = -(S / sqrt(A)) g_D, which is how the gradient in the noise is made."""
+    level = VP().level(0.5)
+    x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    clean = MIXTURE.x0(x, level)
+    eps = (x - level.alpha * clean) / level.sigma
+    in_noise = gradient(lambda e: E((x - level.sigma * e) / level.alpha), eps)
+    assert_close(in_noise, -(level.sigma / level.alpha) * gradient(E, clean))
+
+
+def test_norms_are_taken_where_a_mask_says():
+    """Guided-TTS 2: what is padded does not count."""
+    judge = Posterior(MIXTURE, 1)
+    mask = {"real": [1.0, 0.0]}
+    found = {}
+    for rho in (0.0, 0.5):
+        seen = []
+        guide = fl.NormGuidance(judge, rho, mask="real")
+        draw(guide, masks=mask, callback=lambda step, seen=seen: seen.append(step.denoised))
+        found[rho] = seen[0]
+    levels, _, x = start(VP())
+    s = levels[0]
+    score = (s.alpha * found[0.0] - x) / s.sigma**2
+    added = (s.alpha * (found[0.5] - found[0.0])) / s.sigma**2
+    assert_close(added[:, 0].abs(), 0.5 * score[:, 0].abs())
+    whole = draw(fl.NormGuidance(judge, 0.5, mask="real"), masks={"real": [1.0, 1.0]})
+    assert_close(whole, draw(fl.NormGuidance(judge, 0.5)))
+    with pytest.raises(ValueError, match="norm_guidance: the mask 'real' is missing"):
+        draw(fl.NormGuidance(judge, 0.5, mask="real"))

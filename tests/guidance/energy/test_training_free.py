@@ -377,3 +377,29 @@ def test_energies_of_both_directions_are_asked_for_by_name():
 def test_bad_values_of_universal_guidance(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_tfg_without_steps_is_ddim(eta):
+    off = fl.TFG(E, rho=0.0, mu=0.0, gamma=0.7, samples=3)
+    assert torch.equal(draw(off, f"ddim(eta={eta})"), draw("none", f"ddim(eta={eta})"))
+
+
+def test_tfg_without_spread_does_not_see_the_number_of_draws():
+    one, many = (draw(fl.TFG(E, rho=0.03, mu=0.02, samples=n)) for n in (1, 7))
+    assert torch.equal(one, many)
+    spread = draw(fl.TFG(E, rho=0.03, mu=0.02, samples=7, gamma=0.3))
+    assert not torch.equal(one, spread)
+
+
+def test_tfg_without_inner_steps_is_tfg_without_mu():
+    none = draw(fl.TFG(E, rho=0.03, mu=0.5, iterations=0))
+    assert torch.equal(none, draw(fl.TFG(E, rho=0.03, mu=0.0, iterations=4)))
+
+
+def test_lgd_of_the_code_divides_once_more():
+    for n in (1, 4):
+        code = draw(fl.LGD(E, 0.08, samples=n, form="code"))
+        assert_close(code, draw(fl.LGD(E, 0.08 / n, samples=n)), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="did you mean 'code'"):
+        fl.LGD(E, form="cod")

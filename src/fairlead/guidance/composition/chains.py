@@ -182,7 +182,8 @@ def control(
       ``D(0) + s [D(K) - D(0)] + w [D(c, K) - D(K)]``, at one more evaluation.
 
     ControlNet takes ``w`` 3 to 5 in guess mode, and there also fades its residuals from layer to
-    layer (``guess_scales``).
+    layer (``guess_scales``). ``fairlead.adapters.SideNetwork`` runs the control network for the
+    rows that show it alone.
 
     Args:
         text: Name of the text condition.

@@ -2,6 +2,7 @@
 
 from fairlead.guidance.energy.classifier_guidance import ClassifierGuidance
 from fairlead.guidance.energy.dcbg import DCBG
+from fairlead.guidance.energy.descent import Descent
 from fairlead.guidance.energy.dps import DPS
 from fairlead.guidance.energy.dreamguider import Dreamguider
 from fairlead.guidance.energy.elucd import EluCD
@@ -24,6 +25,7 @@ __all__ = [
     "TFG",
     "UGD",
     "ClassifierGuidance",
+    "Descent",
     "Dreamguider",
     "EluCD",
     "FlowChef",

@@ -44,6 +44,10 @@ class Dreamguider(GradientTerm):
         scale: Factor on both step sizes, one number or one a sample; the paper has 1.
         pairing: ``crossed``, as published: the number from the noise weighs the gradient at the
             clean estimate and the other way round; or ``own``.
+        maximum: Distances that count: up to the ``current`` step, or of ``earlier`` steps alone
+            as printed, then at least ``1e-5``.
+        ratios: Whether ``a_next`` is that of one ``step``, or ``cumulative``, ``A_next``; the
+            publication leaves it open.
         branch: Condition state whose clean estimate is judged.
 
     Raises:
@@ -61,11 +65,15 @@ class Dreamguider(GradientTerm):
     energy: EnergyLike
     scale: Scale = 1.0
     pairing: Literal["crossed", "own"] = "crossed"
+    maximum: Literal["current", "earlier"] = "current"
+    ratios: Literal["step", "cumulative"] = "step"
     branch: str = "cond"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choose(self.name, "pairing", self.pairing, ("crossed", "own"))
+        choose(self.name, "maximum", self.maximum, ("current", "earlier"))
+        choose(self.name, "ratios", self.ratios, ("step", "cumulative"))
 
     @cached_property
     def strength(self) -> float | tuple[float, ...]:
@@ -83,7 +91,8 @@ class Dreamguider(GradientTerm):
         d = self.estimate("clean", clean, gradient, ctx)
         if self.pairing == "own":
             c, d = d, c
-        a, following = ratio(ctx.level, ctx.target), self.following(ctx)
+        a = ratio(ctx.level, ctx.target)
+        following = to**2 if self.ratios == "cumulative" else self.following(ctx)
         back = (1 - a) / (a**0.5 * at)
         factor: Tensor = c * following**0.5 + d * back
         return -spread * factor * gradient / to
@@ -94,17 +103,18 @@ class Dreamguider(GradientTerm):
         levels, i = ctx.run.levels, ctx.run.step + 1
         return ratio(levels[i], levels[i + 1]) if 0 < i < len(levels) - 1 else 1.0
 
-    @staticmethod
-    def estimate(leaf: str, f: Tensor, g: Tensor, ctx: Context) -> Tensor:
+    def estimate(self, leaf: str, f: Tensor, g: Tensor, ctx: Context) -> Tensor:
         """The step size of one leaf; `0 / 0` is 0."""
         size = norm(g)
         start, travelled, total = ctx.recall(
             (f, torch.zeros_like(size), torch.zeros_like(size)), leaf
         )
-        travelled = torch.maximum(travelled, norm(f - start))
+        reached = torch.maximum(travelled, norm(f - start))
         total = total + size**2
-        ctx.remember((start, travelled, total), leaf)
-        first = travelled == 0
+        ctx.remember((start, reached, total), leaf)
         root = total.sqrt()
-        distance = torch.where(first, torch.full_like(travelled, FIRST), travelled)
+        if self.maximum == "earlier":
+            distance = travelled.clamp(min=FIRST)
+        else:
+            distance = torch.where(reached == 0, torch.full_like(reached, FIRST), reached)
         return torch.where(root > 0, distance / root.clamp(min=torch.finfo(root.dtype).tiny), 0.0)

@@ -1,8 +1,10 @@
 """Gradient-free classifier guidance: away from the class a sample is mistaken for."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from functools import cached_property
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -11,33 +13,82 @@ from fairlead.denoiser import Denoiser
 from fairlead.energy.base import Energy, Judge, of
 from fairlead.guidance.algebra import Context, Place, Predictions, Term, register
 from fairlead.guidance.branch import COND, Branch, Transform
-from fairlead.guidance.context import Weight
+from fairlead.guidance.context import Run, Weight
 from fairlead.guidance.energy.term import EnergyLike, per_sample
 from fairlead.parameters import Range, nearest
 
+Choice = Callable[[Tensor, Tensor], Tensor]
+"""From class probabilities `(B, K)` and wanted classes `(B,)` to one value a sample, `(B,)`."""
+
+
+class _Carried(str):
+    """The name of a function that carries the function along; equal to its name."""
+
+    function: Choice
+
+    def __new__(cls, function: Choice) -> "_Carried":
+        name = super().__new__(cls, getattr(function, "__name__", "function").strip("<>"))
+        name.function = function
+        return name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Carried, (self.function,)
+
+
+def likeliest(p: Tensor, wanted: Tensor) -> Tensor:
+    """The class that is likeliest beside the wanted one."""
+    return p.scatter(1, wanted[:, None], -math.inf).argmax(1)
+
+
+def doubt(p: Tensor, wanted: Tensor) -> Tensor:
+    """`1 - p_c`."""
+    return 1 - p.gather(1, wanted[:, None])[:, 0]
+
+
+REFERENCES: dict[str, Choice] = {
+    "likeliest": likeliest,
+    "wanted": lambda p, wanted: wanted,
+    "null": lambda p, wanted: wanted,
+}
+SCALES: dict[str, Choice] = {
+    "doubt": doubt,
+    "constant": lambda p, wanted: p.new_ones(len(p)),
+}
+
+
+def _function(name: str, known: dict[str, Choice], run: Run) -> Choice:
+    if isinstance(name, _Carried):
+        return name.function
+    return known[name] if name in known else run.reward("gfcg", name)  # type: ignore[return-value]
+
 
 @dataclass(frozen=True)
-class _Mistaken(Transform):
-    """The condition with the class that the classifier finds likeliest beside the wanted one."""
+class _Reference(Transform):
+    """The condition with the class that the sample is to be led away from."""
 
     energy: str
     condition: str
+    reference: str
+    scale: str
 
     def __call__(self, condition: Condition, denoiser: Denoiser, ctx: Context) -> Condition:
-        wanted = condition[self.condition]
+        own = condition if ctx.given is None else ctx.given("cond")
+        wanted = own[self.condition]
         assert ctx.done is not None
         judge = ctx.run.energy("gfcg", self.energy)
         assert isinstance(judge, Judge)
-        log_p = judge.log_probs(ctx.done[COND])
-        if bool((wanted >= log_p.shape[1]).any()):
+        p = judge.log_probs(ctx.done[COND]).exp()
+        if bool((wanted >= p.shape[1]).any()):
             raise ValueError(
-                f"gfcg: {self.condition} must be one of the {log_p.shape[1]} classes of the energy "
+                f"gfcg: {self.condition} must be one of the {p.shape[1]} classes of the energy "
                 f"{judge.name!r}, got {int(wanted.max())}"
             )
-        index = wanted.long()[:, None]
-        ctx.memo["doubt", self.energy] = 1 - log_p.gather(1, index)[:, 0].exp()
-        others = log_p.scatter(1, index, -math.inf)
-        return condition.replace(**{self.condition: others.argmax(1).to(wanted.dtype)})
+        index = wanted.long()
+        ctx.memo["share", self] = _function(self.scale, SCALES, ctx.run)(p, index)
+        if self.reference == "null":
+            return condition
+        chosen = _function(self.reference, REFERENCES, ctx.run)(p, index)
+        return condition.replace(**{self.condition: chosen.to(wanted.dtype)})
 
     def check(self, condition: Condition, denoiser: Denoiser) -> None:
         """Refuses a condition without classes."""
@@ -54,27 +105,33 @@ class GFCG(Term):
     r"""Extrapolates from the class that a sample is mistaken for to the wanted one.
 
     A classifier reads the conditional estimate ``D_c``; no gradient is taken. With ``p`` its
-    probabilities, per sample and evaluation:
+    probabilities, per sample and evaluation, a reference class ``K(p, c)`` and a scale ``W(p, c)``
+    of at most ``w_max``:
 
-    .. math:: k = \arg\max_{j \ne c} p_j, \qquad w = 1 + w_\mathrm{max} (1 - p_c), \qquad
-              D = D_k + w (D_c - D_k)
+    .. math:: k = K(p, c), \qquad w = 1 + w_\mathrm{max} W(p, c), \qquad D = D_k + w (D_c - D_k)
 
-    The published abstract says that the reference class and the scale follow the classifier's
-    confusion; these two formulas are this library's. Where the classifier is sure of ``c`` the
-    guide switches itself off, for each sample.
+    by default ``K`` the likeliest class beside ``c``, and ``W = 1 - p_c``. The published abstract
+    says that both follow the classifier's confusion; these two formulas are this library's. Where
+    the classifier is sure of ``c`` the guide switches itself off, for each sample.
 
     * Cost: 1 NFE (the reference class) and one forward of the classifier.
-    * Neutral: ``w_max = 0``.
+    * Neutral: ``w_max = 0``. ``reference="null", scale="constant"`` is ``cfg(1 + w_max)``;
+      ``reference="wanted", scale="constant", model="weak"`` is ``autoguidance(1 + w_max)``.
 
     Args:
         energy: A classifier of clean samples: ``fl.energy.Classifier`` or its name. Its own label
             is not used.
         w_max: Largest ``w - 1``, >= 0.
         condition: Name of the class condition; whole numbers.
+        reference: ``K``: ``likeliest``, ``wanted`` (for a weak model), ``null``, or a function
+            from ``p`` ``(B, K)`` and ``c`` ``(B,)`` to classes ``(B,)``; the name of one is looked
+            up in ``fl.sample(rewards=...)``.
+        scale: ``W``: ``doubt``, ``constant`` (1), or such a function, to numbers.
+        model: Name of the model of the reference branch; empty is the sampled one.
 
     Raises:
         ValueError: ``w_max`` is out of range; the energy has no class probabilities, or judges
-            noisy samples.
+            noisy samples; a function is not known.
 
     Example:
         >>> import fairlead as fl
@@ -90,9 +147,21 @@ class GFCG(Term):
     energy: EnergyLike
     w_max: Annotated[float, Range(0, math.inf, closed="left")] = 1.0
     condition: str = "label"
+    reference: str | Choice = "likeliest"
+    scale: str | Choice = "doubt"
+    model: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "energy", of(self.name, self.energy))
+        for name in ("reference", "scale"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                if not callable(value):
+                    raise ValueError(
+                        f"gfcg: {name} must be a name or a function of class probabilities and "
+                        f"wanted classes, got {value!r}"
+                    )
+                object.__setattr__(self, name, _Carried(value))
         super().__post_init__()
 
     @property
@@ -113,10 +182,19 @@ class GFCG(Term):
     def strength(self) -> float:
         return self.w_max
 
+    @cached_property
+    def chosen(self) -> _Reference:
+        """What chooses the reference."""
+        assert isinstance(self.reference, str)
+        assert isinstance(self.scale, str)
+        return _Reference(self.energies[0], self.condition, self.reference, self.scale)
+
     @property
     def negative(self) -> Branch:
-        mistaken = _Mistaken(self.energies[0], self.condition)
-        return Branch("mistaken", transforms=(mistaken,), needs=(COND,))
+        state = "null" if self.reference == "null" else "cond"
+        return Branch(
+            "mistaken", state=state, model=self.model, transforms=(self.chosen,), needs=(COND,)
+        )
 
     def update(
         self, predictions: Predictions, ctx: Context, place: Place
@@ -125,5 +203,5 @@ class GFCG(Term):
         if update is None:
             return None, 0.0
         # where a policy provided the branch, nothing says how mistaken the sample is
-        doubt = ctx.memo.get(("doubt", self.energies[0]))
-        return update * (0.0 if doubt is None else per_sample(doubt, update)), total
+        share = ctx.memo.get(("share", self.chosen))
+        return update * (0.0 if share is None else per_sample(share, update)), total

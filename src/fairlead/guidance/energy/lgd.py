@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from fairlead.guidance.algebra import Context, Scale, register
 from fairlead.guidance.context import Weight
 from fairlead.guidance.energy.term import EnergyLike
 from fairlead.guidance.energy.training_free import TrainingFree, noise_share, step_factor
-from fairlead.parameters import Range
+from fairlead.parameters import Range, choose
 
 
 @register("lgd", ids=("S128",), neutral="'measurement', 0.0")
@@ -34,6 +34,7 @@ class LGD(TrainingFree):
         gamma: Spread in units of ``sqrt(1 - A)``, >= 0; 1 suits data of unit variance.
         samples: Number ``n`` of draws, >= 1. The log of a mean is dominated by its largest
             term, so few draws of a sharp energy are noisy.
+        form: ``paper``; or ``code``, that of TFG's comparison, which divides by ``n`` once more.
         branch: Condition state whose clean estimate is judged.
 
     Raises:
@@ -53,10 +54,12 @@ class LGD(TrainingFree):
     zeta: Scale = 1.0
     gamma: Annotated[float, Range(0, math.inf, closed="left")] = 1.0
     samples: Annotated[int, Range(1, math.inf, closed="left")] = 4
+    form: Literal["paper", "code"] = "paper"
     branch: str = "cond"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        choose(self.name, "form", self.form, ("paper", "code"))
         if self.samples != int(self.samples):
             raise ValueError(f"lgd: samples must be a whole number, got {self.samples}")
 
@@ -68,7 +71,7 @@ class LGD(TrainingFree):
         return True
 
     def variance(self, value: Tensor, ctx: Context) -> Weight:
-        return step_factor(ctx)
+        return step_factor(ctx) / (self.samples if self.form == "code" else 1)
 
     def spread(self, ctx: Context) -> tuple[float, int]:
         return self.gamma * noise_share(ctx), self.samples

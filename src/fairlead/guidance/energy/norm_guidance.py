@@ -37,9 +37,11 @@ class NormGuidance(GradientTerm):
         energy: Minus a log-probability; a name, an energy or a function.
         rho: Length of the classifier's part in units of the score's, >= 0.
         w: Scale of classifier-free guidance.
+        mask: Name of a mask, 1 where norms are taken, such as where a batch is not padded; empty
+            for everywhere.
 
     Raises:
-        ValueError: A parameter is out of range.
+        ValueError: A parameter is out of range; there is no such mask.
 
     Example:
         >>> import fairlead as fl
@@ -55,6 +57,12 @@ class NormGuidance(GradientTerm):
     energy: EnergyLike
     rho: Annotated[float, Range(0, math.inf, closed="left")] = 0.3
     w: Annotated[float, FINITE] = 1.0
+    mask: str = ""
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Names of the masks that it needs."""
+        return (self.mask,) if self.mask else ()
 
     @cached_property
     def strength(self) -> float:
@@ -84,7 +92,8 @@ class NormGuidance(GradientTerm):
             g = ctx.pull(branch, self.log_f(predictions[branch], ctx)[1])
         else:
             g = self.log_f(ctx.x.to(guided.dtype), ctx)[1]
-        length = norm(g)
+        counts = ctx.run.masks[self.mask] if self.mask else 1.0
+        length = norm(counts * g)
         tiny = torch.finfo(g.dtype).tiny
         g = torch.where(length > 0, g / length.clamp(min=tiny), 0.0)
-        return score_shift(self.rho * norm(score) * g, ctx)
+        return score_shift(self.rho * norm(counts * score) * g, ctx)

@@ -212,6 +212,24 @@ def measured(energy: Energy, z: Any, level: Level, at: str, count: int | None = 
     return value
 
 
+class Adam:
+    """Steps up a gradient by Adam, about 1 long in each number whatever the gradient's scale."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: Tensor | float = 0.0
+        self.second: Tensor | float = 0.0
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """The next step; gradients come one after another."""
+        self.count += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient**2
+        size = (self.second / (1 - 0.999**self.count)).sqrt() + 1e-8
+        step: Tensor = self.first / (1 - 0.9**self.count) / size
+        return step
+
+
 def score_shift(g: Tensor, ctx: Context) -> Tensor:
     """The shift of the clean estimate that adds `g` to the score; none where `alpha = 0`."""
     alpha, sigma = ctx.alpha, ctx.sigma

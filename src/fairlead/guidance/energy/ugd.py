@@ -11,6 +11,7 @@ from fairlead.energy.base import of
 from fairlead.guidance.algebra import Context, Predictions, register
 from fairlead.guidance.branch import Branch
 from fairlead.guidance.energy.term import (
+    Adam,
     EnergyLike,
     GradientTerm,
     ascent,
@@ -18,9 +19,6 @@ from fairlead.guidance.energy.term import (
     score_shift,
 )
 from fairlead.parameters import FINITE, Range, choose
-
-BETAS, EPS = (0.9, 0.999), 1e-8
-"""Of Adam."""
 
 
 @register("ugd", ids=("XP2", "S128"), neutral="'measurement', 0.0")
@@ -129,16 +127,11 @@ class UGD(GradientTerm):
     def search(self, begin: Tensor, known: tuple[Tensor, Tensor] | None, ctx: Context) -> Tensor:
         """`Delta` after the backward steps; `known` is `log f` and its gradient at `begin`."""
         moved = 0 * begin
-        first, second = 0 * begin, 0 * begin
-        for i in range(self.m):
+        adam = Adam()
+        for _ in range(self.m):
             value, gradient = known or ascent(self.name, self.energies[-1], begin + moved, ctx)
             known = None
-            step = gradient
-            if self.optimiser == "adam":
-                first = BETAS[0] * first + (1 - BETAS[0]) * gradient
-                second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
-                size = (second / (1 - BETAS[1] ** (i + 1))).sqrt() + EPS
-                step = first / (1 - BETAS[0] ** (i + 1)) / size
+            step = adam(gradient) if self.optimiser == "adam" else gradient
             target = begin + moved + self.rate * step
             if self.clamp is not None:
                 target = target.clamp(-self.clamp, self.clamp)

@@ -69,8 +69,8 @@ class AdaIN(Schedule):
 
     with the adapter's scale ``lambda``: at 1 and ``a = 1`` the result is ``\hat h``. It acts in
     all branches before it, the base included. Cross-modal AdaIN is one part of StyleStudio;
-    ``fl.CFG(against="negative")`` with a negative style image is another. Its teacher, which
-    lends its self-attention early on, is not part of this.
+    ``fl.CFG(against="negative")`` with a negative style image is another, and its teacher, which
+    lends its self-attention early on, is ``fl.sample_taught``.
 
     * Cost: 0 NFE.
     * Neutral: ``a = 0``; with ``lambda = 1`` and ``a = 1`` a style whose statistics are those of
