@@ -14,7 +14,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--toy", action="store_true", help="only (g), tiny and without a GPU: says that it runs"
+    )
     options = parser.parse_args()
+    if options.toy:
+        for name, row in steer.on_gpu(toy=True).items():
+            print(f"(g) {name} / guider  {row}")
+        return
     torch.set_num_threads(1)  # stubbed steps have nothing to share between threads
     rows: dict[str, Any] = {f"(a) {k} / diffusers guider": v for k, v in framework.rows().items()}
     rows |= {f"(f) {k}, cfg(4) / its own guidance": v for k, v in steer.steps().items()}

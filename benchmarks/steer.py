@@ -106,20 +106,30 @@ def transformer(device: str, layers: int = 13, heads: int = 16) -> Any:
         )
 
 
-def on_gpu(batches: tuple[int, ...] = (1, 4)) -> dict[str, Ratio]:
-    """(g) by batch size, in microseconds a step; nothing without a GPU."""
-    if not torch.cuda.is_available():
+def on_gpu(batches: tuple[int, ...] = (1, 4), *, toy: bool = False) -> dict[str, Ratio]:
+    """(g) by batch size, in microseconds a step; nothing without a GPU.
+
+    Args:
+        batches: Batch sizes.
+        toy: A tiny network on whatever there is: says that it runs, and nothing of speed.
+    """
+    if not (torch.cuda.is_available() or toy):
         return {}
-    network, found = transformer("cuda"), {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = transformer(device, 2, 1) if toy else transformer(device)
+    found = {}
+    steps, repeats = (6, 2) if toy else (24, 9)
     count = sum(p.numel() for p in network.parameters()) / 1e6
     for batch in batches:
         for batching in ("batched", "auto"):
             name = f"{count:.0f} M parameters, batch {batch}, {batching}"
-            found[name] = branches(network, "cuda", batch, batching)
+            found[name] = branches(network, device, batch, batching, steps, repeats)
     return found
 
 
-def branches(network: Any, device: str, batch: int, batching: str, steps: int = 24) -> Ratio:
+def branches(
+    network: Any, device: str, batch: int, batching: str, steps: int, repeats: int
+) -> Ratio:
     """CFG and one perturbed branch, ours in a pipeline against a guider driven by hand."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     from diffusers.guiders import SmoothedEnergyGuidance
@@ -186,7 +196,7 @@ def branches(network: Any, device: str, batch: int, batching: str, steps: int = 
             x = scheduler.step(guider(states).pred, t, x, return_dict=False)[0]
         finish(device)
 
-    return slopes(ours, theirs, 4, steps, 9, time.perf_counter)
+    return slopes(ours, theirs, 4, steps, repeats, time.perf_counter)
 
 
 def finish(device: str) -> None:

@@ -247,6 +247,12 @@ def test_a_classifier_guides_as_in_a_classic_pipeline(name, point):
         close(made, recipe.run(classic))
 
 
+@pytest.mark.parametrize("name", ["sdxl", "wan"])
+def test_steering_a_modular_pipeline_is_refused_and_says_how(name):
+    with pytest.raises(ValueError, match=r"is a modular pipeline.*guider=fl\.as_guider\(guide"):
+        fl.steer(shared(name), "cfg(4)")
+
+
 def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match="as_guider: batching must be"):
         fl.as_guider("cfg(4)", batching="all")

@@ -101,6 +101,7 @@ class Session:
         self.turn = 0
         self.busy = False
         self.stored: Any = None
+        self.compared = False
         self.ends: Prediction | None = None
         self.scale: Scale | None = None
         self.correction: Tensor | None = None
@@ -130,11 +131,10 @@ class Session:
 
     def _answer(self, network: nn.Module, args: Any, kwargs: Any) -> Any:
         """The guided prediction again, for the later calls of a step."""
-        slots = self.layout.slots
-        slot = slots[self.turn]
-        self.turn = (self.turn + 1) % len(slots)
-        stored = self.stored
-        if len(self.report.entries) + len(self.notes) == 1:
+        slots, turn, stored = self.layout.slots, self.turn, self.stored
+        self.turn = (turn + 1) % len(slots)
+        if not self.compared:
+            slot = slots[turn]
             bound = inputs.bind(network, args, kwargs)
             found = inputs.leaves(bound)
             for path, value in self.setting.recorded[slot].items():
@@ -145,7 +145,7 @@ class Session:
                         "steered ahead of its own calls"
                     )
         if self.turn == 0:
-            self.stored = None
+            self.stored, self.compared = None, True
         return stored
 
     def _guide(self, network: nn.Module, inner: inputs.Inner, args: Any, kwargs: Any) -> Any:
@@ -274,7 +274,7 @@ class Session:
             self._steps(),
             check=setting.check and (self.moving or not self.raw),
             record=setting.record,
-            levels=() if self.levels is None else self.levels.ahead(self.time),
+            levels=() if self.raw or self.levels is None else self.levels.ahead(self.time),
             energies=shown(self.guide, setting.energies, setting.decode, inputs.grid(native.bound)),
             masks=self._masks(native),
         )

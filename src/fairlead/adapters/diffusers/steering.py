@@ -327,6 +327,11 @@ def _ahead(layout: Layout, calls: list[inputs.Arguments]) -> dict[str, Mapping[s
 
 
 def _networks(pipe: Any, network: str | None) -> tuple[str, ...]:
+    if any(c.__name__ == "ModularPipeline" for c in type(pipe).__mro__):
+        raise ValueError(
+            f"steer: {type(pipe).__name__} is a modular pipeline, which takes a guide as its "
+            "guider: pipe.update_components(guider=fl.as_guider(guide, pipe))"
+        )
     components = [n for n, v in getattr(pipe, "components", {}).items() if isinstance(v, nn.Module)]
     if network is not None:
         if not isinstance(getattr(pipe, network, None), nn.Module):
