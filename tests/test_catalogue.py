@@ -79,7 +79,18 @@ REQUIRED = {
     "S065": "style-based CFG (StyleStudio)",
     "XP3": "normalised attention guidance",
     # energies
+    "S008": "gradient-free classifier guidance",
+    "S025": "elucidated classifier guidance (EluCD)",
+    "S056": "guidance in a noised feature space, inpainting (GLIDE)",
+    "S079": "norm-based classifier guidance (Guided-TTS 2)",
+    "S105": "gradient-skipping steering of flows (FlowChef)",
+    "S128": "training-free guidance (TFG) and its corners",
+    "S131": "anchored guidance of whole trajectories (RectifID)",
     "S132": "layout energies on attention maps (LLM-grounded Video Diffusion)",
+    "S206": "discriminative class tokens",
+    "S214": "Dreamguider",
+    "XP1": "classifier guidance",
+    "XP2": "universal guidance",
     # tokens
     "S013": "soft value-based decoding, discrete side (SVDD)",
     "S033": "Bayesian flow networks (ChemBFN)",
@@ -91,6 +102,27 @@ REQUIRED = {
     "XD7": "D3PM posteriors",
     "XD8": "guidance on rates, TAG",
     "XD9": "normalised masked guidance",
+    # models that write token by token
+    "S011": "objects in the prompt against hallucination (MARINE)",
+    "S012": "condition contrastive alignment (CCA)",
+    "S037": "more specific captions",
+    "S042": "triple CFG of speech (VoxInstruct)",
+    "S043": "CFG of audio codes (AudioGen)",
+    "S054": "masked image as null of sound (Visual Echoes)",
+    "S057": "random text as null, at every few tokens (SSR-Speech)",
+    "S058": "null through an adapter (MiniGPT-5)",
+    "S074": "codec speech with a delay pattern (CoVoC)",
+    "S091": "text model as null of translation with images (ZeroMMT)",
+    "S109": "action logits of a policy (STEVE-1)",
+    "S112": "double CFG (MusicGen-Style)",
+    "S126": "two token streams (Make-A-Scene)",
+    "S153": "meaning as trajectories",
+    "S281": "text that matches a regular expression (Outlines)",
+    "XD1": "stay on topic with CFG",
+    "XD2": "context-aware decoding",
+    "XD3": "contrastive decoding",
+    "XD4": "DExperts",
+    "XD5": "PPLM and FUDGE",
     # policies and solvers
     "S014": "Adaptive Guidance, LinearAG",
     "S019": "CFG-Cache (FasterCache)",
@@ -102,14 +134,36 @@ REQUIRED = {
 }
 """Ids of the catalogue, each with what it is. CFG-parallel, XA3, is an option of `fl.sample`."""
 
+NAMED = {
+    "dps": "S128",
+    "lgd": "S128",
+    "mpgd": "S128",
+    "freedom": "S128",
+    "ugd": "S128",
+    "tfg": "S128",
+    "recurrence": "XP2",
+    "repaint": "S056",
+    "svdd": "S013",
+    "mcmc": "S045",
+    "reflected": "S120",
+}
+"""Special cases and samplers that a paper is served by, by the name that users look for."""
+
 
 @pytest.fixture(scope="module")
-def listed():
+def rows():
     result = CliRunner().invoke(app, ["methods", "--json"])
     assert result.exit_code == 0
-    return {i for row in json.loads(result.stdout) for i in row["ids"]}
+    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("id_", REQUIRED)
-def test_is_served(id_, listed):
+def test_is_served(id_, rows):
+    listed = {i for row in rows for i in row["ids"]}
     assert id_ in listed, f"no method serves {id_}: {REQUIRED[id_]}"
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_is_called_by_its_name(name, rows):
+    (row,) = [row for row in rows if row["name"] == name]
+    assert NAMED[name] in row["ids"]

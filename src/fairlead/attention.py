@@ -83,12 +83,12 @@ class Attended:
         image: Which queries are the image's tokens; of joint attention also which keys.
         text: Which keys are the text's tokens, or `None`; of joint attention also which queries.
         index: Number of this call within one run of the layer, from 0; adapters call twice.
-        rows: Which rows of the batch these are.
         spatial: Height and width of a sample, or frames, height and width; empty if unknown.
         plain: What attends when nothing is changed.
         given: What the layer was given for these rows, `(M, N, width)`; `None` where it is called
             with queries, keys and values.
         earlier: What the calls before it in this run of the layer returned for the same rows.
+        rows: Which rows of the batch these are.
     """
 
     layer: AttentionLayer
@@ -100,11 +100,11 @@ class Attended:
     image: slice
     text: slice | None
     index: int
-    rows: range
     spatial: tuple[int, ...]
     plain: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = field(repr=False)
     given: Tensor | None = field(default=None, repr=False)
     earlier: tuple[Tensor, ...] = field(default=(), repr=False)
+    rows: range = range(0)
 
     def attend(
         self,
@@ -380,8 +380,9 @@ class _Watch:
                 call = Attended(
                     self.layer, q[rows], k[rows], v[rows], own,
                     options.get("scale") or q.shape[-1] ** -0.5,
-                    image, text, index, range(start, stop), self.spatial, attend,
+                    image, text, index, self.spatial, attend,
                     None if given is None else given[rows], self.earlier.get(start, ()),
+                    range(start, stop),
                 )  # fmt: skip
                 attend = partial(_within, call, function)
             out = attend(q[rows], k[rows], v[rows], own).to(q.dtype)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import fairlead as fl
-from fairlead.autoregressive import GuidanceProcessor, generate
+from fairlead.autoregressive import GuidanceProcessor, generate, prefill
 
 WORDS = 40
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -242,6 +242,82 @@ def test_what_is_missing_is_named():
         generate(model, None, PROMPTS, guide="contrastive(1)", models={"amateur": other})
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be a whole number of at least 1"),
+        ({"max_new_tokens": 2.5}, ValueError, "max_new_tokens must be .*, got 2.5"),
+        ({"num_beams": 0}, ValueError, "num_beams must be a whole number of at least 1, got 0"),
+        ({"num_return_sequences": 0}, ValueError, "num_return_sequences must be .*, got 0"),
+        ({"grammar": 3}, TypeError, "grammar must be a regular expression or a Grammar, got 3"),
+        ({"prompts": []}, ValueError, "there is no prompt"),
+        ({"prompts": 5}, TypeError, "prompts must be texts or token ids, got 5"),
+        ({"prompts": ["a", [1]]}, TypeError, "all texts or all token ids, got both"),
+        ({"prompts": torch.ones(1, 2)}, TypeError, "prompt 0 must be text or whole numbers"),
+        (
+            {"prompts": [[1], [2, 40]]},
+            ValueError,
+            "prompt 1 of 'cond' has the token 40; .* 0 to 39",
+        ),
+        ({"prompts": [[1, -5]]}, ValueError, "prompt 0 of 'cond' has the token -5"),
+        ({"guide": "cfg(2)", "negative": [[99]]}, ValueError, "of 'null' has the token 99"),
+        ({"guide": fl.CFG(1.0) | fl.Fudge(1.0), "rewards": {"classifier": 3}}, TypeError, "got 3"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        generate(make("llama"), None, **{"prompts": PROMPTS, "max_new_tokens": 2, **options})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (-torch.inf, ValueError, "probabilities of sample 0 add up to 0"),
+        (torch.nan, FloatingPointError, "log-probabilities of sample 0 are NaN or infinite"),
+        (torch.inf, FloatingPointError, "log-probabilities of sample 0 are NaN or infinite"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}], ids=str)
+def test_rows_without_probability_are_never_sampled(value, error, message, options):
+    rewards = {"classifier": lambda tokens: torch.full((len(tokens),), value)}
+    with pytest.raises(error, match=message):
+        generate(
+            make("llama"),
+            None,
+            PROMPTS,
+            guide=fl.CFG(1.0) | fl.Fudge(1.0),
+            rewards=rewards,
+            max_new_tokens=2,
+            **options,
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}], ids=str)
+def test_filters_that_exclude_all_tokens_are_named(options):
+    everything = [[i] for i in range(WORDS)]
+    with pytest.raises(ValueError, match="no token is left for sequence 0 at token 4: the filters"):
+        generate(
+            make("llama"), None, PROMPTS, max_new_tokens=2, bad_words_ids=everything, **options
+        )
+
+
+@pytest.mark.parametrize("scale", [(1.0, 2.0, 3.0), (2.0,), (1.5,) * 4])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
+@pytest.mark.parametrize("guide", ["plain", "interval", "late interval"])
+def test_a_scale_for_another_number_of_prompts_is_refused(scale, options, guide):
+    guides = {
+        "plain": fl.CFG(scale),
+        "interval": fl.CFG(scale) | fl.Interval(0, 0.5),
+        "late interval": fl.CFG(scale) | fl.Interval(0.9, 1.0),
+    }
+    with pytest.raises(ValueError, match=f"{len(scale)} values were given for 2 prompts"):
+        generate(make("llama"), None, PROMPTS, guide=guides[guide], max_new_tokens=2, **options)
+    with pytest.raises(ValueError, match=r"one a sample, got shape \(2, 2\)"):
+        fl.CFG(torch.ones(2, 2))
+
+
 def test_no_pad_token_is_named():
     model = GPT2LMHeadModel(
         GPT2Config(
@@ -270,3 +346,61 @@ def test_two_tokens_by_enumeration(w):
     second = guided(p_c / p_c.sum(1, keepdim=True), p_u / p_u.sum(1, keepdim=True))
     expected = torch.tensor(GOLDEN[w], dtype=torch.float64)
     assert_close((first[:, None] * second).flatten(), expected, rtol=0, atol=1e-6)
+
+
+LONG = [torch.arange(1, 25).tolist(), torch.arange(10, 30).tolist()]
+
+
+def counted(model, **options):
+    """A generation, and the number of token rows of each forward."""
+    rows = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda m, a, k: rows.append(k.get("input_ids", *a).numel()), with_kwargs=True
+    )
+    options = {"guide": "cfg(1.7)", "max_new_tokens": 6, "seed": 3, **options}
+    out = generate(model, None, LONG, **options)
+    hook.remove()
+    return out, rows
+
+
+OPTIONS = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "samples": {"do_sample": True, "num_return_sequences": 2},
+    "three branches": {
+        "guide": "cfg(1.7) + cfg(0.5, against='style')",
+        "states": {"style": [[4, 5, 6]]},
+    },
+    "interval": {"guide": "cfg(3) | interval(0, 0.5)"},
+}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_nothing_but_the_time_changes(monkeypatch, name, options):
+    model = make(name)
+    ours, rows = counted(model, **options)
+    repeat = options.get("num_beams", options.get("num_return_sequences", 1))
+    width = 3 if "states" in options else 1
+    assert rows[:2] == [2 * 24 * repeat, 2 * width * repeat * (1 + ("states" in options))]
+    monkeypatch.setattr(prefill, "WORTH", 10**6)
+    whole, rows = counted(model, **options)
+    assert rows[0] == 2 * 24 * repeat * (2 + ("states" in options))
+    assert ours.sequences.tolist() == whole.sequences.tolist()
+    assert ours.nfe.tolist() == whole.nfe.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mistral", {}),  # sliding windows
+        ("llama", {"use_cache": False}),
+        ("llama", {"cache_implementation": "static"}),
+        ("llama", {"guide": "none"}),
+        ("llama", {"negative": [[5] * 20] * 2}),
+    ],
+)
+def test_where_it_stays_one_forward(name, options):
+    _, rows = counted(make(name), **options)
+    blocks = 1 if options.get("guide") == "none" else 2
+    assert rows[0] == 2 * 24 * blocks

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import fairlead as fl
 from fairlead.autoregressive import Grammar, generate
+from fairlead.models import zoo
 
 LETTERS = {0: "a", 1: "b", 2: "c"}
 P = torch.tensor([[0.5, 0.2, 0.2, 0.1]], dtype=torch.float64)
@@ -100,6 +101,14 @@ def test_bad_input_is_named():
     grammar(torch.tensor([[7, 7]]), P.log())
     with pytest.raises(ValueError, match="one Grammar serves one call"):
         grammar(torch.tensor([[7, 7]]), P.log())
+
+
+def test_tokens_that_the_model_lacks():
+    longer = Grammar("(ab|c)*", LETTERS | {9: "ab"}, eos=3)
+    out = longer(torch.tensor([[7]]), P.log()).exp()
+    assert_close(out, P * torch.tensor([[1, 0, 1, 1]]) / 0.8)
+    with pytest.raises(ValueError, match="the end token 9 is none of the 4 of the model"):
+        Grammar("(ab|c)*", LETTERS, eos=9)(torch.tensor([[7]]), P.log())
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +201,48 @@ def test_the_automaton_against_the_expression(regex, longer):
 @functools.cache
 def made(regex, texts):
     return Grammar(regex, dict(texts), eos=3)
+
+
+@pytest.fixture(scope="module")
+def shakespeare():
+    return zoo.language("shakespeare-ar")
+
+
+SPEECH = r"(Good|Fair) [a-z]{2,9}, (go|come)!(\nO)?"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 4, "top_k": 0},
+    ],
+    ids=["greedy", "beams", "samples"],
+)
+@pytest.mark.parametrize("guide", ["none", "cfg(2)"])
+def test_a_model_without_an_end_token_ends_with_its_padding(shakespeare, guide, options):
+    model, tokenizer = shakespeare
+    assert tokenizer.eos_token_id is None
+    prompts = ["<ROMEO>Ah! ", "<anyone>"]
+    out = generate(
+        model, tokenizer, prompts, guide=guide, grammar=SPEECH, max_new_tokens=30, seed=0, **options
+    )
+    assert out.stopped == [""] * len(out.sequences)
+    for row in out.sequences[:, 5:].tolist():
+        written = list(itertools.takewhile(lambda t: t != tokenizer.pad_token_id, row))
+        assert re.fullmatch(SPEECH, tokenizer.decode(written))
+        assert set(row[len(written) :]) <= {tokenizer.pad_token_id}
+    short = generate(model, tokenizer, prompts, grammar=SPEECH, max_new_tokens=6, seed=0)
+    assert all(re.fullmatch(r"(Good|Fair) [a-z]", t[-6:]) for t in short.texts)
+    assert short.stopped == [f"token 6: the length was reached before {SPEECH!r} was complete"] * 2
+
+
+def test_a_filter_that_forbids_all_that_may_come_ends_the_text(shakespeare):
+    model, tokenizer = shakespeare
+    comma = tokenizer(",")["input_ids"]
+    out = generate(
+        model, tokenizer, "<anyone>", grammar="Good, sir", max_new_tokens=12, bad_words_ids=[comma]
+    )
+    assert out.texts == ["Good"]
+    assert out.stopped == ["token 4: no token that 'Good, sir' allows has probability"]

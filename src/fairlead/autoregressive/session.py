@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fairlead.autoregressive.calling import cache_name, codebooks, decoder, parameters, positions
 from fairlead.autoregressive.past import Past
+from fairlead.autoregressive.prefill import prefilled
 from fairlead.autoregressive.prompts import Encoded, Zeros
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.branch import COND, Branch, Predictions
@@ -381,7 +382,11 @@ def guided(session: Session) -> Iterator[Session]:
         session._expected = False
         if session.hidden:
             named["output_hidden_states"] = True
-        out = forward(*args, **named)
+        out = None
+        if session.run.step == 0 and session.decoder_only and not args:
+            out = prefilled(forward, key, named, len(session.active[""]))
+        if out is None:
+            out = forward(*args, **named)
         session.hold("", out.get(key, named.get(key)))
         if session.hidden:
             session.keep_hidden(out.hidden_states[-1])
