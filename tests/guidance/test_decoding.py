@@ -259,6 +259,52 @@ def test_greedy_captions_in_the_limit():
     assert torch.equal(combine("cfg(1e6)", v).argmax(-1), (v["cond"] - v["null"]).argmax(-1))
 
 
+def temper(c, u, w):
+    powers = c**w * u ** (1 - w)
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def two_blocks(z, prompt, w, steps):
+    """The exact law of two image tokens and a sound token, from the joint it is made of."""
+    generator = torch.Generator().manual_seed(0)
+    joint = torch.rand(2, 2, 2, generator=generator, dtype=torch.float64) + 0.1
+    joint = joint / joint.sum()
+    model = fl.exact.TokenTable(joint[None], torch.ones(1)).denoiser(fl.discrete.Masked(2, eps=0.0))
+    law = fl.exact.token_law(
+        model,
+        {"label": 0},
+        guide=f"unprompted({w})",
+        steps=steps,
+        z=torch.tensor(z),
+        masks={"prompt": prompt},
+    )
+    return joint, law.reshape(3, 3, 3)
+
+
+@pytest.mark.parametrize("w", [1.0, 2.0, 4.0])
+def test_sound_from_an_image_whose_mask_is_the_null(w):
+    joint, law = two_blocks([1, 0, 2], [1.0, 1.0, 0.0], w, steps=3)
+    expected = temper(joint[1, 0] / joint[1, 0].sum(), joint.sum((0, 1)), w)
+    assert_close(law[1, 0, :2], expected)
+
+
+@pytest.mark.parametrize("w", [1.0, 2.0])
+def test_an_image_from_sound_in_the_other_direction(w):
+    """Two tokens: in one step with probability 1/T, else one after the other in either order."""
+    steps = 4
+    joint, law = two_blocks([2, 2, 1], [0.0, 0.0, 1.0], w, steps)
+    cond, null = joint[..., 1] / joint[..., 1].sum(), joint.sum(-1)
+    first, second = (temper(cond.sum(d), null.sum(d), w) for d in (1, 0))
+
+    def after(d):
+        c, u = (p / p.sum(1 - d, keepdim=True) for p in (cond, null))
+        return temper(c.movedim(d, 0), u.movedim(d, 0), w).movedim(0, d)
+
+    orders = (first[:, None] * after(0) + second[None] * after(1)) / 2
+    together = first[:, None] * second
+    assert_close(law[:2, :2, 1], together / steps + (1 - 1 / steps) * orders)
+
+
 def test_they_say_where_they_serve():
     assert DOMAINS["context_aware"] == {"logprob"}
     assert DOMAINS["double"] >= {"logprob", "continuous"}
