@@ -84,11 +84,58 @@ def test_raw_rates():
         assert_close(2 * fine - coarse, golden("rates", w), rtol=0, atol=1e-5)  # extrapolated
 
 
+@pytest.mark.parametrize("w", [2.0, 3.0])
+def test_raw_row_weighs_the_orders_by_their_normalisers(w):
+    c, u = (TOY.laws[i].reshape(2, 2) for i in (0, 2))
+    z = [(c.sum(1 - i) ** w * u.sum(1 - i) ** (1 - w)).sum() for i in (0, 1)]
+    rows = [TOY.ordered(w, 0, order) for order in ((0, 1), (1, 0))]
+    expected = (z[0] * rows[0] + z[1] * rows[1]) / (z[0] + z[1])
+    assert_close(expected, golden("rates", w), **ROUNDED)
+
+
+def test_uniform_tempering_converges_at_the_rate_of_the_step():
+    # the first entry at 400 and 800 steps; the catalogue has six digits
+    for steps, expected in ((400, 0.785290), (800, 0.785375)):
+        out = law("cfg(2)", steps=steps, denoiser=UNIFORM)
+        assert out[0].item() == pytest.approx(expected, abs=6e-7)
+
+
+@pytest.mark.parametrize("w", [1.0, 2.0, 4.0])
+def test_tempering_the_whole_posterior_changes_what_is_written(w):
+    # one step of one token: u Z / (u Z + 1 - u) in place of u
+    c, u = torch.tensor([0.7, 0.3]).double(), torch.tensor([0.4, 0.6]).double()
+    d = TokenTable(torch.stack([c, 2 * u - c]), torch.tensor([0.5, 0.5])).denoiser(
+        Masked(2, eps=0.0)
+    )
+    levels = [d.process.level(v) for v in (1.0, 0.6)]
+    total = (c**w * u ** (1 - w)).sum().item()
+    for space, share in (("clean", 0.4), ("posterior", 0.4 * total / (0.4 * total + 0.6))):
+        out = token_law(d, C, guide=f"cfg({w})", levels=levels, space=space)
+        assert out[:2].sum().item() == pytest.approx(share)
+
+
+@pytest.mark.parametrize("eta", [1.0, 5.0])
+def test_predictor_is_predictor_free_where_masks_come_back(eta):
+    guide, sampler = "dcbg('classifier', 2, order='exact')", f"rates(eta={eta})"
+    mine = law(guide, sampler, 40, U, **classifiers(MASKED.process))
+    assert_close(mine, law("cfg(2)", sampler, 40), rtol=0, atol=1e-6)
+    # and at w = 1 the law is p(x | y), up to what the last step answers at once
+    plain = "dcbg('classifier', 1, order='exact')"
+    few, many = (law(plain, sampler, n, U, **classifiers(MASKED.process)) for n in (100, 200))
+    assert_close(2 * many - few, TOY.laws[0], rtol=0, atol=3e-3)
+
+
 def test_raw_rates_write_faster_and_columns_do_not(monkeypatch):
     monkeypatch.setattr(Rates, "finish", lambda self, model, z, t, draws: z)  # keep the masks
     walk = MASKED.process.grid(400)[:201]
-    for sampler, expected in (("rates", 0.458706), ("rates(normalise='column')", 0.5)):
-        out = token_law(MASKED, C, guide="cfg(2)", sampler=sampler, levels=walk)
+    column = "rates(normalise='column')"
+    for sampler, w, expected in (
+        ("rates", 2, 0.458706),
+        ("rates", 3, 0.391013),
+        (column, 2, 0.5),
+        (column, 3, 0.5),
+    ):
+        out = token_law(MASKED, C, guide=f"cfg({w})", sampler=sampler, levels=walk)
         states = out.reshape(3, 3)
         share = (states.sum(1)[2] + states.sum(0)[2]) / 2
         assert_close(share.item(), expected, rtol=0, atol=3e-4)
@@ -223,8 +270,65 @@ def test_best_of_meets_the_tilt_with_the_exact_value():
 
     far = [distance(f"best_of(m={m}, lam={lam})", rewards={"reward": of}) for m in (1, 2, 3)]
     assert far[0] > 2 * far[1] > 2.2 * far[2]
-    constant = law("none", "best_of(m=2)", 2, U, rewards={"reward": lambda z: z[:, 0] * 0.0})
-    assert_close(constant, law("none", steps=2, condition=U))
+    for lam in (0.0, 0.5):  # the first of equals is kept, or any
+        constant = law(
+            "none", f"best_of(m=2, lam={lam})", 2, U, rewards={"reward": lambda z: z[:, 0] * 0.0}
+        )
+        assert_close(constant, law("none", steps=2, condition=U))
+
+
+class SoftValue(fl.energy.Energy):
+    """`-lam log E exp(r / lam)` of what the ancestral sampler makes of tokens at a level."""
+
+    noisy, name = True, "value"
+
+    def __init__(self, reward, lam, steps):
+        self.reward, self.lam, self.steps = reward, lam, steps
+
+    def __call__(self, z, level=None):
+        done = round((1 - level.t) * self.steps)
+        walk = MASKED.process.grid(self.steps)[done:]
+        values = []
+        for row in z:
+            if len(walk) > 1:
+                end = token_law(MASKED, U, levels=walk, z=row)
+            else:
+                end = torch.zeros(9).double()
+                end[row[0] * 3 + row[1]] = 1.0
+            ends = end.reshape(3, 3)[:2, :2].flatten()
+            values.append(-self.lam * (ends @ (self.reward / self.lam).exp()).log())
+        return torch.stack(values)
+
+
+def test_best_of_with_the_exact_value_has_the_published_distances():
+    reward, lam, steps = torch.tensor([1.0, 0.0, 0.5, -1.0]).double(), 0.5, 8
+    base = law("none", steps=steps, condition=U)
+    tilt = base * (reward / lam).exp()
+    tilt = tilt / tilt.sum()
+    assert_close(tilt, torch.tensor([0.7186, 0.0429, 0.2310, 0.0075]).double(), rtol=0, atol=6e-5)
+    known = {}
+
+    class Remembered(SoftValue):
+        def __call__(self, z, level=None):
+            key = (tuple(z.flatten().tolist()), level.t)
+            if key not in known:
+                known[key] = super().__call__(z, level)
+            return known[key]
+
+    energies = {"value": Remembered(reward, lam, steps)}
+    for m, expected in ((1, 0.371), (2, 0.153)):
+        sampler = f"best_of('value', m={m}, lam={lam}, value='given')"
+        out = law("none", sampler, steps, U, energies=energies)
+        gap = (out - tilt).abs().sum().item() / 2
+        assert gap == pytest.approx(expected, abs=0.005)  # 100,000 samples there
+
+
+def test_best_of_can_take_the_likeliest_in_the_last_step():
+    sampler = "best_of(m=1, last='argmax')"
+    one = law("none", sampler, 1, U, rewards={"reward": lambda z: z[:, 0] * 0.0})
+    marginals = TOY.laws[2].reshape(2, 2)
+    best = marginals.sum(1).argmax() * 2 + marginals.sum(0).argmax()
+    assert one[best] == 1
 
 
 @pytest.mark.parametrize("form", ["joint", "mixture"])
@@ -251,6 +355,48 @@ def test_posteriors_are_those_of_bayes_for_a_known_token(process, form):
             log_x[..., x] = 0
             out = process.log_posterior(log_x, torch.tensor([[i]]), s, t, form)
             assert_close(out.exp()[0, 0], p / p.sum(), rtol=1e-6, atol=1e-9)
+
+
+def test_forms_agree_where_tokens_are_only_masked():
+    process = Masked(3)
+    s, t = process.level(0.7), process.level(0.4)
+    log_x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    z = torch.randint(4, (5, 2), generator=torch.Generator().manual_seed(1))
+    joint, mixture = (
+        process.log_posterior(log_x.log_softmax(-1), z, s, t, form).exp()
+        for form in ("joint", "mixture")
+    )
+    mixture = mixture / mixture.sum(-1, keepdim=True)  # a token that shows has no other past
+    assert_close(joint, mixture)
+
+
+def test_mixture_of_masks_and_noise_is_the_exact_reverse_marginal():
+    g = torch.Generator().manual_seed(4)
+    joint = torch.rand(1, 2, 2, generator=g).double() + 0.1
+    table = TokenTable(joint / joint.sum(), torch.ones(1))
+    process = MaskedUniform(2, steps=10)
+    s, t = process.level(0.7), process.level(0.6)
+    a_s, a_t, c_s, c_t = (float(f(v.t)) for f in (process.a, process.c) for v in (s, t))
+    keep, hide = a_s / a_t, 1 - (1 - c_s) / (1 - c_t)
+    q = torch.zeros(3, 3).double()
+    q[:2, :2] = keep * torch.eye(2) + (1 - keep - hide) / 2
+    q[:2, 2], q[2, 2] = hide, 1
+    states = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    lik = process.likelihood(states, t.t)  # q(z_t | x) by token
+    prior = torch.stack(
+        [lik[:, 0][:, x[0]] * lik[:, 1][:, x[1]] * p for x, p in zip(*sized(table), strict=True)]
+    ).sum(0)
+    back = q[states[:, 0]][:, states[:, 0]] * q[states[:, 1]][:, states[:, 1]]  # [t, s]
+    full = prior[:, None] * back
+    full = full / full.sum(0)
+    exact = torch.stack([full[states[:, 0] == k].sum(0) for k in range(3)], -1)
+    log_x = table.denoiser(process)(states, s, {"label": 0})
+    out = process.log_posterior(log_x, states, s, t).exp()[:, 0]
+    assert_close(out, exact, rtol=1e-6, atol=1e-8)
+
+
+def sized(table):
+    return table.sequences, table.laws[0]
 
 
 def test_forms_on_two_ternary_tokens():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import fairlead as fl
 from fairlead.discrete import Masked, Uniform
 
 
@@ -50,6 +51,28 @@ def test_uniform_bound_vanishes_for_the_truth():
         atol=1e-9,
         rtol=0,
     )
+
+
+def test_uniform_bound_is_least_for_the_leave_one_out_posterior():
+    table, process, time = fl.exact.golden_tokens(), Uniform(2, eps=0.0), 0.45
+    z, x = table.sequences, table.sequences
+    seen = process.likelihood(z, time)  # q(z^l | x^l)
+    weight = (table.laws[0][None] * seen[:, 0][:, x[:, 0]] * seen[:, 1][:, x[:, 1]]).detach()
+    t = torch.full((4,), time).double()
+
+    def mean(logits):
+        """The expected bound of predictions `(4, 2, 2)`, one for each noisy sequence."""
+        each = [process.loss(logits, row.expand(4, 2), z, t).sum(1) for row in x]
+        return (torch.stack(each, 1) * weight).sum()
+
+    oracle = table.denoiser(process).within("clean")(z, process.level(time), {"label": 0})
+    logits = oracle.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(mean(logits), logits)
+    assert slope.abs().max() < 1e-7  # networks are told their time in float32
+    full = torch.log_softmax(oracle + seen.log(), -1)  # p(x | z)
+    assert mean(full) > mean(oracle) + 0.01
+    noise = torch.randn(oracle.shape, generator=torch.Generator().manual_seed(0)).double()
+    assert mean(oracle + 0.1 * noise) > mean(oracle)
 
 
 def test_masked_bound_by_hand():

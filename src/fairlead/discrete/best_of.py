@@ -43,14 +43,15 @@ class BestOf(TokenSampler):
         value: ``mean`` takes the reward of the likeliest clean tokens at each mask; ``given`` a
             soft value.
         sampler: Text of the sampler that proposes; it draws every position on its own.
+        last: In the last step ``draw`` as in every other; or ``argmax``, the likeliest token at
+            each position without a choice, as the released code has it.
 
     Raises:
         ValueError: A parameter is out of range; the reward is missing or returns another shape;
             the sampler inside does not draw positions on their own.
 
     Source:
-        Li et al. (2024), arXiv:2408.08252. The released code takes the likeliest token in the
-        last step; here it is drawn as in every other.
+        Li et al. (2024), arXiv:2408.08252.
     """
 
     reward: str = "reward"
@@ -58,10 +59,12 @@ class BestOf(TokenSampler):
     lam: Annotated[float, Range(0, math.inf, closed="left")] = 0.0
     value: Literal["mean", "given"] = "mean"
     sampler: str = "ancestral"
+    last: Literal["draw", "argmax"] = "draw"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choose(self.name, "value", self.value, ("mean", "given"))
+        choose(self.name, "last", self.last, ("draw", "argmax"))
         if not isinstance(get(self.sampler), Factorised):
             raise ValueError(
                 f"{self.name}: sampler must draw every position on its own, got {self.sampler}"
@@ -85,6 +88,8 @@ class BestOf(TokenSampler):
 
     def step(self, model: GuidedModel, z: Tensor, s: Level, t: Level, draws: Draws) -> Tensor:
         log_p = self.inner.log_probs(model, z, s, t)
+        if self.last == "argmax" and t.alpha >= 1:
+            return log_p.argmax(-1)
         rows = log_p[:, None].expand(-1, self.m, -1, -1)
         candidates = draws.categorical(rows)
         if self.m == 1:
