@@ -63,7 +63,8 @@ def limit(value: str) -> float:
     "svdd-value",
     ids=("S013",),
     claim="More proposals bring the samples to a limit at a rate of 1/M. With the soft value "
-    "itself that is the target, up to the steps; with the reward of the clean estimate it lies beyond it.",
+    "itself that is the target, up to the steps; with the reward of the clean estimate it lies "
+    "beyond it.",
     setting="as `svdd`, 2500 samples; the soft value in closed form; the limits by the law of the "
     "chain on a grid of 1501 points",
     expected="for both values: the distance of the mean to its limit falls with M to less than an "
