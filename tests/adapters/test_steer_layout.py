@@ -233,5 +233,5 @@ def test_positions_of_words_are_those_of_the_pipelines_tokens(tiny):
     assert first[-1] < second[0]
     with pytest.raises(ValueError, match="phrase 'ship' stands 0 times in 'a lighthouse"):
         fl.energy.word_positions(pipe.tokenizer, prompt, "ship")
-    with pytest.raises(ValueError, match="stands 1 times in .*, and occurrence 1 was asked for"):
+    with pytest.raises(ValueError, match=r"stands 1 times in .*, and occurrence 1 was asked for"):
         fl.energy.word_positions(pipe.tokenizer, prompt, "storm", occurrence=1)
