@@ -242,6 +242,82 @@ def test_what_is_missing_is_named():
         generate(model, None, PROMPTS, guide="contrastive(1)", models={"amateur": other})
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be a whole number of at least 1"),
+        ({"max_new_tokens": 2.5}, ValueError, "max_new_tokens must be .*, got 2.5"),
+        ({"num_beams": 0}, ValueError, "num_beams must be a whole number of at least 1, got 0"),
+        ({"num_return_sequences": 0}, ValueError, "num_return_sequences must be .*, got 0"),
+        ({"grammar": 3}, TypeError, "grammar must be a regular expression or a Grammar, got 3"),
+        ({"prompts": []}, ValueError, "there is no prompt"),
+        ({"prompts": 5}, TypeError, "prompts must be texts or token ids, got 5"),
+        ({"prompts": ["a", [1]]}, TypeError, "all texts or all token ids, got both"),
+        ({"prompts": torch.ones(1, 2)}, TypeError, "prompt 0 must be text or whole numbers"),
+        (
+            {"prompts": [[1], [2, 40]]},
+            ValueError,
+            "prompt 1 of 'cond' has the token 40; .* 0 to 39",
+        ),
+        ({"prompts": [[1, -5]]}, ValueError, "prompt 0 of 'cond' has the token -5"),
+        ({"guide": "cfg(2)", "negative": [[99]]}, ValueError, "of 'null' has the token 99"),
+        ({"guide": fl.CFG(1.0) | fl.Fudge(1.0), "rewards": {"classifier": 3}}, TypeError, "got 3"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        generate(make("llama"), None, **{"prompts": PROMPTS, "max_new_tokens": 2, **options})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (-torch.inf, ValueError, "probabilities of sample 0 add up to 0"),
+        (torch.nan, FloatingPointError, "log-probabilities of sample 0 are NaN or infinite"),
+        (torch.inf, FloatingPointError, "log-probabilities of sample 0 are NaN or infinite"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}], ids=str)
+def test_rows_without_probability_are_never_sampled(value, error, message, options):
+    rewards = {"classifier": lambda tokens: torch.full((len(tokens),), value)}
+    with pytest.raises(error, match=message):
+        generate(
+            make("llama"),
+            None,
+            PROMPTS,
+            guide=fl.CFG(1.0) | fl.Fudge(1.0),
+            rewards=rewards,
+            max_new_tokens=2,
+            **options,
+        )
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}], ids=str)
+def test_filters_that_exclude_all_tokens_are_named(options):
+    everything = [[i] for i in range(WORDS)]
+    with pytest.raises(ValueError, match="no token is left for sequence 0 at token 4: the filters"):
+        generate(
+            make("llama"), None, PROMPTS, max_new_tokens=2, bad_words_ids=everything, **options
+        )
+
+
+@pytest.mark.parametrize("scale", [(1.0, 2.0, 3.0), (2.0,), (1.5,) * 4])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
+@pytest.mark.parametrize("guide", ["plain", "interval", "late interval"])
+def test_a_scale_for_another_number_of_prompts_is_refused(scale, options, guide):
+    guides = {
+        "plain": fl.CFG(scale),
+        "interval": fl.CFG(scale) | fl.Interval(0, 0.5),
+        "late interval": fl.CFG(scale) | fl.Interval(0.9, 1.0),
+    }
+    with pytest.raises(ValueError, match=f"{len(scale)} values were given for 2 prompts"):
+        generate(make("llama"), None, PROMPTS, guide=guides[guide], max_new_tokens=2, **options)
+    with pytest.raises(ValueError, match=r"one a sample, got shape \(2, 2\)"):
+        fl.CFG(torch.ones(2, 2))
+
+
 def test_no_pad_token_is_named():
     model = GPT2LMHeadModel(
         GPT2Config(

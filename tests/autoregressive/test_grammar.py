@@ -103,6 +103,14 @@ def test_bad_input_is_named():
         grammar(torch.tensor([[7, 7]]), P.log())
 
 
+def test_tokens_that_the_model_lacks():
+    longer = Grammar("(ab|c)*", LETTERS | {9: "ab"}, eos=3)
+    out = longer(torch.tensor([[7]]), P.log()).exp()
+    assert_close(out, P * torch.tensor([[1, 0, 1, 1]]) / 0.8)
+    with pytest.raises(ValueError, match="the end token 9 is none of the 4 of the model"):
+        Grammar("(ab|c)*", LETTERS, eos=9)(torch.tensor([[7]]), P.log())
+
+
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)

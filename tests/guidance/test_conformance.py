@@ -27,6 +27,7 @@ EXPECTED = {
     "layout": {
         "nfe": "it reads attention before a step, as often as it is told to",
     },
+    "zero_init": {"strength_zero": "it stands still in the first step at every weight"},
     "branch_threshold": {"strength_zero": "it clips the base itself, at every weight"},
     "condition_mixture": {
         "nfe": "two evaluations while the coin decides, four where all weights count",

@@ -316,3 +316,56 @@ def test_every_recipe_is_listed_with_its_papers(name):
 def test_lists_of_different_lengths_are_refused(make):
     with pytest.raises(ValueError, match="weights must be a list of one for each"):
         make()
+
+
+def test_null_noise_that_the_network_ignores_may_be_any():
+    d, condition = video()
+    x = torch.randn(2, 2, generator=torch.Generator().manual_seed(1)) * 80
+    draws = [
+        fl.sample(
+            d,
+            condition,
+            guide=recipes.history("history", 2.0),
+            sampler="ddim",
+            steps=4,
+            x=x,
+            seed=seed,
+        ).x
+        for seed in (0, 1)
+    ]
+    assert torch.equal(*draws)
+    hidden = fl.sample(
+        d,
+        {**condition, "history_level": torch.ones(2, 4)},
+        guide="none",
+        sampler="ddim",
+        steps=4,
+        x=x,
+    )
+    unconditional = recipes.history("history", 0.0)
+    out = fl.sample(d, condition, guide=unconditional, sampler="ddim", steps=4, x=x)
+    assert_close(out.x, hidden.x)  # w = 0
+
+
+def test_exact_and_fast_agree_where_conditions_are_independent_alone():
+    exact, fast = recipes.independent(["a", "b"], [3.0, 3.0]), recipes.joint(["a", "b"], 3.0)
+    assert_close(draw(exact).x, draw(fast).x)
+    assert (draw(exact, grid(0.45)).x - draw(fast, grid(0.45)).x).abs().max() > 0.05
+    nothing = recipes.independent(["a", "b"], [0.0, 0.0])
+    assert torch.equal(draw(nothing).x, draw(recipes.joint(["a", "b"], 0.0)).x)
+    assert draw(nothing).nfe.tolist() == [6] * 3
+
+
+def test_interleaved_in_expectation():
+    n, eta = 20000, 0.3
+    v = {"cond": 1.0, "a": 2.0, "b": -3.0}
+    given = {k: torch.full((n, 1), x, dtype=torch.float64) for k, x in v.items()}
+    guide = recipes.interleaved(["a", "b"], [4.0, 2.0], eta, per="sample")
+    run = fl.Run(0, range(n), 10)
+    run.advance()
+    out = fl.combine(guide, given, run=run)
+    # text is amplified against the state of the neighbours, b, and these against the text
+    expected = 1.0 + eta * 3.0 * (1.0 + 3.0) + (1 - eta) * 1.0 * (1.0 - 2.0)
+    error = out.std().item() / n**0.5
+    assert abs(out.mean().item() - expected) < 4 * error
+    assert error > 0

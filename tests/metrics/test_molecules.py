@@ -1,6 +1,8 @@
 """Molecules: what RDKit reads, counts and means; what it cannot read only counts."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from fairlead.metrics.molecules import describe, evaluate, known
@@ -11,6 +13,13 @@ pytest.importorskip("rdkit")
 @pytest.mark.parametrize("smiles", ["", "C((", "no molecule", "C1CC", "[", "C" * 3 + "(=O)(=O)=O"])
 def test_what_does_not_parse_is_none(smiles):
     assert describe(smiles) is None
+
+
+@given(st.text(st.sampled_from("CNOFcno()[]=#123%@+-/\\\\.<>*:\0 \n\ud800é"), max_size=12))
+def test_no_text_is_too_odd(smiles):
+    found = describe(smiles)
+    assert found is None or 0 <= found.qed <= 1
+    assert evaluate([smiles]).n == 1
 
 
 def test_describe():

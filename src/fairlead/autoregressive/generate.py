@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from fairlead.autoregressive.prompts import Prompts, Zeros, encode, padded
 from fairlead.autoregressive.session import Session, guided
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
+from fairlead.guidance.domains import FLOOR
 from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
@@ -94,15 +96,26 @@ def generate(
         A `Generated` with `.sequences` and `.texts`.
 
     Raises:
-        ValueError: A state, a model or the pad token is missing; numbers of prompts or
+        ValueError: A number is below 1; a prompt has a token that the model lacks; filters left no
+            token; a state, a model or the pad token is missing; numbers of prompts or
             vocabularies differ; the guide does not serve `logprob`; the grammar cannot be met; no
             model takes an input.
+        TypeError: Prompts are neither texts nor token ids, or the grammar is none.
+        FloatingPointError: What is guided is NaN or infinite.
 
     Example:
         >>> fl.generate(model, tokenizer, "To be, or", guide="cfg(1.5)").texts  # doctest: +SKIP
         ['To be, or not to be']
     """
     guide = parse(guide)
+    counts = {k: options.get(k, 1) for k in ("num_beams", "num_return_sequences")}
+    for what, count in {"max_new_tokens": max_new_tokens, **counts}.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"generate: {what} must be a whole number of at least 1, got {count}")
+    if not isinstance(grammar, (str, Grammar, NoneType)):
+        raise TypeError(
+            f"generate: grammar must be a regular expression or a Grammar, got {grammar!r}"
+        )
     device = model.device
     pad = _pad(model, tokenizer)
     given = {"cond": prompts, **(states or {})}
@@ -115,6 +128,7 @@ def generate(
         for name, p in given.items()
         if name not in zeros
     }
+    _check_ids(model, rows)
     rows |= dict.fromkeys(zeros, rows["cond"])
     rows.setdefault("null", [row[-1:] for row in rows["cond"]])
     decoder_only = not model.config.is_encoder_decoder
@@ -139,8 +153,9 @@ def generate(
             raise ValueError("generate: a grammar needs a tokenizer, or a Grammar with its tokens")
         end = getattr(tokenizer, "eos_token_id", None)
         grammar = Grammar(grammar, tokenizer, eos=pad if end is None else end)
+    last = [] if grammar is None else [grammar]
+    options["logits_processor"] = [*options.get("logits_processor", ()), *last, _require_tokens]
     if grammar is not None:
-        options["logits_processor"] = [*options.get("logits_processor", ()), grammar]
         options.setdefault("eos_token_id", grammar.eos)
     if seed is not None:
         torch.manual_seed(seed)
@@ -168,6 +183,30 @@ def generate(
         texts = tokenizer.batch_decode(sequences, skip_special_tokens=True)
     nfe = torch.as_tensor(run.report.nfe).expand(len(sequences))
     return Generated(sequences, texts, nfe, run.report, guide, stopped)
+
+
+def _check_ids(model: Any, rows: Mapping[str, list[Tensor]]) -> None:
+    """Refuses token ids that the model has no embedding of."""
+    size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    for name, prompts in rows.items():
+        for i, row in enumerate(prompts):
+            low, high = int(row.min()), int(row.max())
+            if size is not None and not 0 <= low <= high < size:
+                raise ValueError(
+                    f"generate: prompt {i} of {name!r} has the token {low if low < 0 else high}; "
+                    f"the model has 0 to {size - 1}"
+                )
+
+
+def _require_tokens(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """Refuses a sequence of which filters left no token, behind all of them."""
+    empty = scores.amax(-1) <= FLOOR / 2
+    if bool(empty.any()):
+        raise ValueError(
+            f"generate: no token is left for sequence {int(empty.nonzero()[0])} at token "
+            f"{input_ids.shape[1]}: the filters in the options exclude all of them"
+        )
+    return scores
 
 
 def _pad(model: Any, tokenizer: Any) -> int:

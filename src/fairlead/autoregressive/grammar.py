@@ -94,8 +94,13 @@ class Grammar:
         """Log-probabilities `(R, V)` with the tokens that may not come next at minus infinity.
 
         Raises:
-            ValueError: The object has served another call of `generate`.
+            ValueError: The object has served another call of `generate`, or the model has no such
+                end token.
         """
+        if self.eos >= scores.shape[-1]:
+            raise ValueError(
+                f"grammar: the end token {self.eos} is none of the {scores.shape[-1]} of the model"
+            )
         if self.begin is None:
             self.begin, self._length = input_ids.shape[1], input_ids.shape[1] - 1
         if input_ids.shape[1] != self._length + 1:
@@ -140,8 +145,8 @@ class Grammar:
         found = self._masks.get((state, scores.shape[-1]))
         if found is None:
             found = torch.full((scores.shape[-1],), state != ENDED, device=scores.device)
-            if state >= 0:
-                found[self.allowed(state)] = False
+            if state >= 0:  # the tokenizer may have tokens that the model lacks
+                found[[t for t in self.allowed(state) if t < len(found)]] = False
             self._masks[state, scores.shape[-1]] = found
         return found
 

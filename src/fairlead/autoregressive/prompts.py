@@ -39,19 +39,25 @@ def encode(owner: str, prompts: Prompts, tokenizer: Any, device: Any) -> list[Te
     """Each prompt as its token ids.
 
     Raises:
-        ValueError: Texts were given without a tokenizer; a prompt has no token.
+        ValueError: Texts were given without a tokenizer; there is no prompt, or one has no token.
         TypeError: Neither texts nor token ids.
     """
     if isinstance(prompts, Zeros):
         raise TypeError(f"{owner}: zeros stand for a further state, not for the prompts themselves")
+    if not isinstance(prompts, (str, Tensor, Sequence)):
+        raise TypeError(f"{owner}: prompts must be texts or token ids, got {prompts!r}")
+    if not len(prompts) and not isinstance(prompts, str):
+        raise ValueError(f"{owner}: there is no prompt")
     if isinstance(prompts, Tensor):
         rows = [prompts] if prompts.ndim == 1 else list(prompts)
     elif isinstance(prompts, str):
         rows = _texts(owner, [prompts], tokenizer)
-    elif len(prompts) and isinstance(prompts[0], int):
+    elif isinstance(prompts[0], int):
         rows = [torch.tensor(prompts)]
     elif all(isinstance(p, str) for p in prompts):
         rows = _texts(owner, list(prompts), tokenizer)  # type: ignore[arg-type]
+    elif any(isinstance(p, str) for p in prompts):
+        raise TypeError(f"{owner}: prompts must be all texts or all token ids, got both")
     else:
         rows = [torch.as_tensor(p) for p in prompts]
     for i, row in enumerate(rows):

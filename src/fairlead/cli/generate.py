@@ -43,6 +43,10 @@ def generate(
 
     if tokens < 1:
         raise ValueError(f"generate: --tokens must be at least 1, got {tokens}")
+    if beams < 1 or n < 1:
+        raise ValueError(f"generate: --beams and -n must be at least 1, got {beams} and {n}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"generate: --top-p must be in (0, 1], got {top_p}")
     if n > 1 and not sample and beams < n:
         raise ValueError(f"generate: -n {n} needs --sample, or --beams {n} or more, got {beams}")
     network, tokenizer = load_language(model, device=device)

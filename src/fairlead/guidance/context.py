@@ -105,11 +105,16 @@ class Run:
 
         Raises:
             ValueError: There is none of that name.
+            TypeError: It is no function.
         """
         if name not in self.rewards:
             raise ValueError(
                 f"{owner}: there is no reward {name!r}: pass rewards={{{name!r}: function}}; "
                 f"{nearest(name, self.rewards)}"
+            )
+        if not callable(self.rewards[name]):
+            raise TypeError(
+                f"{owner}: the reward {name!r} must be a function, got {self.rewards[name]!r}"
             )
         return self.rewards[name]
 

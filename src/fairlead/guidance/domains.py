@@ -34,14 +34,20 @@ def normalised(log_p: Tensor, owner: str = "tokens") -> Tensor:
 
     Raises:
         ValueError: A row has no probability left; names it.
+        FloatingPointError: A row is NaN or infinite; names it.
     """
     top = log_p.amax(-1)
-    empty = top <= FLOOR / 2
-    if bool(empty.any()):
-        first = tuple(empty.nonzero()[0].tolist())
+    refused = ~((top > FLOOR / 2) & (top < torch.inf))  # also NaN
+    if bool(refused.any()):
+        first = tuple(refused.nonzero()[0].tolist())
         where = ", ".join(
             f"{name} {i}" for name, i in zip(("sample", "position", "row"), first, strict=False)
         )
+        if not bool(top[first] <= FLOOR / 2):
+            raise FloatingPointError(
+                f"{owner}: the log-probabilities of {where or 'the only row'} are NaN or infinite: "
+                "a model, a reward or the guide made them so"
+            )
         raise ValueError(
             f"{owner}: the probabilities of {where or 'the only row'} add up to 0: every token is "
             "excluded by the model, a filter or the guide"

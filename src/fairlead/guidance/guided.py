@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Guide, Policy, Rows, Rule, Schedule, Term
 from fairlead.guidance.branch import COND, AttentionPerturbation, Branch, Predictions
 from fairlead.guidance.context import Context, Place, Plan, Run, Weight, magnitude
@@ -131,6 +132,7 @@ class GuidedModel:
         require_masks(self.guide, self.run)
         for branch in branches(self.guide):
             denoiser = self.evaluator.model(branch.model)
+            _same_levels(branch.model, self.evaluator.denoiser, denoiser)
             known = self.evaluator.conditions
             condition = self.evaluator.check(branch.among(known), self.run)
             for transform in branch.transforms:
@@ -224,6 +226,32 @@ class GuidedModel:
         wanted = rows_to_evaluate(ctx)
         self.wanted = wanted if gain == 1.0 else None
         return wanted
+
+
+def _same_levels(name: str, sampled: Denoiser, other: Denoiser) -> None:
+    """Refuses a network that was trained under other noise levels than the sampled one.
+
+    Denoisers with a `predict` of their own and networks of prediction `edm` go by the level that
+    they are shown, and may differ.
+
+    Raises:
+        ValueError: Names the model, and where the two differ.
+    """
+    ours, theirs = sampled.schedule, other.schedule
+    own = type(other).predict is not Denoiser.predict or other.prediction == "edm"
+    if own or ours == theirs or type(sampled).predict is not Denoiser.predict:
+        return
+    for share in (0.25, 0.5, 0.75):
+        a = ours.level(ours.t_min + share * (ours.t_max - ours.t_min))
+        b = theirs.level_at(a.log_snr)
+        times = [float(s.network_time(torch.tensor(v.t))) for s, v in ((ours, a), (theirs, b))]
+        pairs = {"the signal level": (a.alpha, b.alpha), "the network's time": tuple(times)}
+        for what, (one, two) in pairs.items():
+            if not math.isclose(one, two, rel_tol=1e-3, abs_tol=1e-6):
+                raise ValueError(
+                    f"the model {name!r} was trained under other noise levels than the sampled "
+                    f"one: at a log-SNR of {a.log_snr:.2f} {what} is {two:.4g}, not {one:.4g}"
+                )
 
 
 def under_policies(

@@ -35,7 +35,8 @@ def saliency(response: Tensor, pool: int = 4) -> Tensor:
     size = size[:, None] if size.ndim == 2 else size.mean(1, keepdim=True)
     extent = size.shape[2:]
     if pool > 1 and min(extent) + 2 >= pool:
-        smooth = POOLS[len(extent)](size, pool, stride=1, padding=1)
+        # padded here, as pooling of videos asks that each side takes a window without
+        smooth = POOLS[len(extent)](F.pad(size, (1, 1) * len(extent)), pool, stride=1)
         size = F.interpolate(smooth, extent, mode=INTERPOLATIONS[len(extent)])
     return size
 

@@ -43,7 +43,10 @@ def describe(smiles: str) -> Molecule | None:
         ImportError: RDKit is not installed.
     """
     chem, qed = _rdkit()
-    found = chem.MolFromSmiles(smiles) if smiles else None
+    try:
+        found = chem.MolFromSmiles(smiles) if smiles else None
+    except UnicodeEncodeError:  # half a character
+        return None
     if found is None or not found.GetNumAtoms():
         return None
     try:

@@ -162,3 +162,38 @@ def test_errors():
         fl.sample(tiny_denoiser(), LABEL, guide="cfg(3) | merge(0.5, layers='middle')", steps=1)
     with pytest.raises(ValueError, match="changes the base branch for one summand only"):
         fl.guide("(cfg(3) | merge(0.5)) + pag(2)")
+
+
+def test_cells_are_drawn_in_every_pruned_step_if_asked(monkeypatch):
+    drawn = []
+    import fairlead.guidance.policies.merge as module
+
+    plain = module.cells
+    monkeypatch.setattr(module, "cells", lambda *a: (drawn.append(step[0]), plain(*a))[1])
+    step = [0]
+
+    def steps_with_cells(guide):
+        drawn.clear()
+        step[0] = 0
+        fl.sample(
+            tiny_denoiser(), LABEL, guide=guide, steps=5, sampler="ddim",
+            callback=lambda s: step.__setitem__(0, s.index + 1),
+        )  # fmt: skip
+        return sorted(set(drawn))
+
+    assert steps_with_cells("cfg(3) | merge(0.5, prune=3)") == [0]
+    assert steps_with_cells("cfg(3) | merge(0.5, prune=3, cells=True)") == [0, 1, 2]
+    assert steps_with_cells("cfg(3) | merge(0.5, prune=0, cells=True)") == [0]
+
+
+def test_without_a_null_branch_the_last_response_counts():
+    """From half of the run on no response is new, so the second half sees one map."""
+    guide = fl.guide("(cfg(3) | interval(0, 0.5)) | merge(0.5, prune=0)")
+    run = fl.Run(0, range(2), 4, levels=fl.schedules.EDM().grid(4))
+    maps = []
+    fl.sample(
+        tiny_denoiser(), LABEL, guide=guide, levels=run.levels, sampler="ddim", run=run,
+        callback=lambda s: maps.append(next(iter(run._slots.values()))[1].clone()),
+    )  # fmt: skip
+    assert not torch.equal(maps[0], maps[1])
+    assert torch.equal(maps[1], maps[3])

@@ -144,7 +144,7 @@ def test_what_is_missing_is_named():
             domain="logprob",
             tokens=torch.tensor([[1]]),
         )
-    with pytest.raises(ValueError, match=r"must give \(4,\) numbers"):
+    with pytest.raises(ValueError, match=r"must give a tensor of \(4,\) numbers"):
         fl.combine(
             fl.CFG(1.0) | fl.Fudge(1.0),
             {"cond": p},

@@ -279,3 +279,29 @@ def test_bad_arguments_are_named(arguments, message):
 def test_a_weight_is_a_number():
     with pytest.raises(TypeError, match="multi: a weight must be a number, got 'x'"):
         fl.Multi(["a"], [["x", "a", "none"]])
+
+
+def test_models_of_other_noise_levels_are_refused_before_the_first_step():
+    def network(x, t, label):
+        return 0 * x
+
+    def made(schedule, prediction="epsilon"):
+        return fl.Denoiser(network, schedule, prediction, null={"label": -1}, shape=(2,))
+
+    guide = fl.recipes.experts(["label"], ["label", "other: label"], [1.0, 0.5])
+    vp, discrete = fl.schedules.VP(), fl.schedules.DiscreteVP.scaled_linear()
+
+    def draw(own, other):
+        given = {"label": [1]}
+        return fl.sample(own, given, guide=guide, models={"other": other}, steps=2)
+
+    for own, other in (
+        (vp, discrete),
+        (discrete, fl.schedules.DiscreteVP.linear()),
+        (vp, fl.schedules.RectifiedFlow()),
+    ):
+        with pytest.raises(ValueError, match="the model 'other' was trained under other noise lev"):
+            draw(made(own), made(other))
+    assert draw(made(vp), made(fl.schedules.VP())).x.shape == (1, 2)
+    # one that goes by the level itself may differ
+    assert draw(made(vp), made(fl.schedules.EDM(), "edm")).x.shape == (1, 2)

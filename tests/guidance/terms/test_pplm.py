@@ -211,10 +211,16 @@ def test_what_is_missing_is_named(model):
     options = {"max_new_tokens": 2, "rewards": {"attribute": bag}}
     with pytest.raises(ValueError, match="pplm: there is no reward 'attribute': pass rewards="):
         fl.generate(model, None, PROMPTS, guide="pplm()", max_new_tokens=2)
-    with pytest.raises(ValueError, match=r"must give \(2,\) numbers, one a text, got \(2, 13\)"):
+    with pytest.raises(ValueError, match=r"a tensor of \(2,\) numbers, one a text, got \(2, 13\)"):
         fl.generate(
             model, None, PROMPTS, guide="pplm()", max_new_tokens=2, rewards={"attribute": abs}
         )
+    flat = {"attribute": lambda log_p: torch.zeros(len(log_p))}
+    with pytest.raises(ValueError, match="the reward 'attribute' has no derivative in what it"):
+        fl.generate(model, None, PROMPTS, guide="pplm()", max_new_tokens=2, rewards=flat)
+    infected = {"attribute": lambda log_p: log_p[:, 0] * torch.nan}
+    with pytest.raises(FloatingPointError, match="sample 0 are NaN or infinite"):
+        fl.generate(model, None, PROMPTS, guide="pplm()", max_new_tokens=2, rewards=infected)
     with pytest.raises(ValueError, match=r"keeps every token, got no cache: use fl\.generate"):
         fl.generate(model, None, PROMPTS, guide="pplm()", use_cache=False, **options)
     torch.manual_seed(0)

@@ -114,3 +114,19 @@ def test_layers_of_several_grids_are_refused():
         fl.sample(d, LABEL, guide="sag(0.5, layers='up')", steps=1)
     with pytest.raises(ValueError, match=r"sag: no self attention layer matches 'middle'.*mid\.0"):
         fl.sample(d, LABEL, guide="sag(0.5, layers='middle')", steps=1)
+
+
+def test_clipping_moves_the_input_outside_the_mask_too(monkeypatch):
+    """Noise is that of the estimate before clipping, so without a mask it is not `x`."""
+    monkeypatch.setattr(
+        Received, "__call__", lambda self, call: torch.zeros(call.q.shape[0], *call.grid)
+    )
+    d, x = tiny_denoiser(dtype=torch.float64), 3 * noise(2, 2, 8, 8)
+    condition = Condition({"label": torch.tensor([3, 5])})
+    estimate = d.predict(x, d.schedule.level(2.0), condition)
+    assert estimate.abs().max() > 1
+    clipped, level = once(d, "sag(0.8, clip=True)", x, 2.0, condition)
+    moved = estimate.clamp(-1, 1) - estimate
+    there = d.predict(x + moved, level, condition)
+    assert_close(clipped, estimate - 0.8 * (there - estimate - moved))
+    assert torch.equal(once(d, "sag(0.8)", x, 2.0, condition)[0], estimate)

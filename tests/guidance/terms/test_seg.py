@@ -133,3 +133,27 @@ def test_by_hand_and_bad_values():
         fl.SEG(3.0, width=0.0)
     with pytest.raises(ValueError, match=r"seg: no self or joint .*'middle'.*mid\.0"):
         fl.sample(tiny_denoiser(), LABEL, guide="seg(3, layers='middle')", steps=2)
+
+
+def test_equal_queries_have_nothing_to_lose():
+    c = call((3, 5))
+    c.q = c.q[..., :1, :].expand(c.q.shape)
+    for width in (1.0, inf):
+        assert_close(BlurredQueries("mid", width)(c, [0, 1], None), c.attend())
+
+
+def test_with_cfg_the_null_prediction_can_be_perturbed():
+    """The paper's rule: `D_u + w (D_c - D_u) + s (D_u - ~D_u)`."""
+    c, u, p = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 2.0]]]).unbind()
+    values = {"cond": c, "null": u, "seg": p}
+    out = fl.combine("cfg(3) + seg(2, state='null')", values)
+    assert_close(out, u + 3 * (c - u) + 2 * (u - p))
+    d = tiny_denoiser(dtype=torch.float64)
+    one = {**OPTIONS, "steps": 1, "sampler": "ddim"}
+    x = fl.sample(d, LABEL, guide="cfg(3) + seg(1.5, state='null')", **one)
+    assert x.nfe.tolist() == [3, 3]
+    null = {"label": [10, 10]}
+    alone, plain = (fl.sample(d, null, guide=g, **one).x for g in ("seg(1.5)", "none"))
+    assert_close(x.x, fl.sample(d, LABEL, guide="cfg(3)", **one).x + alone - plain)
+    with pytest.raises(ValueError, match="seg: state must be one of cond, null"):
+        fl.SEG(3.0, state="negative")

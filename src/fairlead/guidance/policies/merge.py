@@ -133,6 +133,7 @@ class Merged(AttentionPerturbation):
     mean: bool
     place: Place
     similarity: Literal["cosine", "euclidean"] = "cosine"
+    cells: bool = False
 
     def layers(self, denoiser: Denoiser) -> list[AttentionLayer]:
         return denoiser.match_attention("merge", self.patterns, ("self",))
@@ -147,7 +148,7 @@ class Merged(AttentionPerturbation):
         noise = ctx.normal(like, f"merge {call.layer.name}", rows).reshape(-1, 2, n)
         noise = noise.repeat_interleave(fold, 0).transpose(0, 1)
         importance: Tensor | None = ctx.run.recall((self.place, ""), None)
-        if importance is None:
+        if importance is None or self.cells:
             kept = cells(noise[0], call.grid)
             pool = torch.ones_like(kept)
             count = min(count, n - int(kept[0].sum()))
@@ -189,7 +190,7 @@ class TokenMerging(Policy):
     * Cost: NFE as before; attention costs ``(1 - ratio)^2`` and the matching ``N^2 / 4``.
     * Neutral: ``ratio = 0``.
     * Defaults by family: Stable Diffusion 2 ``ratio = 0.7``, the layers of the finest grid,
-      ``prune = 2``; PixArt ``ratio = 0.5``, ``pool = 1``, ``prune = 4``,
+      ``prune = 2``, ``cells = True``; PixArt ``ratio = 0.5``, ``pool = 1``, ``prune = 4``,
       ``similarity = "euclidean"``.
 
     Args:
@@ -198,6 +199,8 @@ class TokenMerging(Policy):
         prune: First steps in which merged tokens are left out instead of averaged in.
         layers: Self-attention layers by name, as for ``pag``.
         similarity: ``cosine``, or ``euclidean``: the negative distance.
+        cells: Draw one token of each 2x2 cell in all of the ``prune`` steps, as the authors' code
+            for U-Nets does, and not in the first step alone.
 
     Raises:
         ValueError: A parameter is out of range; a pattern names no layer (lists them); it stands
@@ -217,6 +220,7 @@ class TokenMerging(Policy):
     prune: Annotated[int, Range(0, inf, closed="left")] = 2
     layers: str | tuple[str, ...] = "**"
     similarity: Literal["cosine", "euclidean"] = "cosine"
+    cells: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,7 +233,10 @@ class TokenMerging(Policy):
         if not self.ratio:
             return branch
         mean = ctx.run.step >= self.prune
-        within = Merged(self.layers, self.ratio, self.pool, mean, ctx.place, self.similarity)
+        by_cells = self.cells and not mean
+        within = Merged(
+            self.layers, self.ratio, self.pool, mean, ctx.place, self.similarity, by_cells
+        )
         return replace(branch, perturbations=(*branch.perturbations, within))
 
     def observe(self, predictions: Predictions, ctx: Context) -> None:

@@ -14,6 +14,7 @@ from fairlead.guidance.rules.scfg import SCFG
 from fairlead.guidance.rules.skim import Skim
 from fairlead.guidance.rules.tangential import Tangential
 from fairlead.guidance.rules.threshold import Threshold
+from fairlead.guidance.rules.zero_init import ZeroInit
 from fairlead.guidance.rules.zero_star import CFGZeroStar
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "Skim",
     "Tangential",
     "Threshold",
+    "ZeroInit",
 ]

@@ -105,9 +105,10 @@ class Fudge(Rule):
         before = before.repeat_interleave(k, 0)
         extended = torch.cat([before, candidates.reshape(-1, 1)], 1)
         found = ctx.run.reward(self.name, self.classifier)(extended)
-        if found.shape != (rows * k,):
+        if not isinstance(found, Tensor) or found.shape != (rows * k,):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"fudge: the classifier {self.classifier!r} must give ({rows * k},) numbers, one "
-                f"a text, got {tuple(found.shape)}"
+                f"fudge: the classifier {self.classifier!r} must give a tensor of ({rows * k},) "
+                f"numbers, one a text, got {got}"
             )
         return found.reshape(rows, k)

@@ -62,11 +62,14 @@ class MovedPast(Point):
         """What is descended, `(R,)`: the negative reward and the divergence from the model."""
         log_p, hidden = look(past, self.of == "hidden")
         found = reward(log_p if hidden is None else hidden)
-        if found.shape != log_p.shape[:1]:
+        if not isinstance(found, Tensor) or found.shape != log_p.shape[:1]:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"pplm: the reward {self.reward!r} must give {tuple(log_p.shape[:1])} numbers, one "
-                f"a text, got {tuple(found.shape)}"
+                f"pplm: the reward {self.reward!r} must give a tensor of {tuple(log_p.shape[:1])} "
+                f"numbers, one a text, got {got}"
             )
+        if torch.is_grad_enabled() and not found.requires_grad:
+            raise ValueError(f"pplm: the reward {self.reward!r} has no derivative in what it sees")
         return self.kl * (log_p.exp() * (log_p - plain)).sum(-1) - found
 
 

@@ -1,7 +1,7 @@
 """Smoothed energy guidance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from typing import Annotated
@@ -13,6 +13,8 @@ from fairlead.denoiser import Denoiser
 from fairlead.guidance.algebra import Context, Range, Scale, Term, register
 from fairlead.guidance.blur import gaussian_blur
 from fairlead.guidance.branch import AttentionPerturbation, Branch
+from fairlead.guidance.terms.blur import State
+from fairlead.parameters import choose
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,12 @@ class SEG(Term):
 
     ``G`` is a Gaussian blur over the grid of the image's tokens, frame by frame in a video, with
     reflected borders and no more taps than the grid allows; so it does not tend to the mean as
-    the width grows, which has a setting of its own. The perturbed branch carries the condition of
-    the base: ``cfg(w) + seg(s)`` is the three-branch form. In joint attention only the image's
-    queries are blurred.
+    the width grows, which has a setting of its own. ``cfg(w) + seg(s)`` is the three-branch form
+    of the authors' code; with ``state="null"`` it is that of their paper, in which the prediction
+    without condition takes the place of ``D_c`` above. In joint attention only the image's queries
+    are blurred.
 
-    * Cost: 1 NFE beside the conditional one.
+    * Cost: 1 NFE beside the conditional one, with ``null`` also the one that ``cfg`` shares.
     * Neutral: ``s = 0``; a width of 1/6 or less is the identity, too.
     * Defaults by family: SDXL ``mid``, ``s = 3``, width 10 or infinite; SD3.5-Medium
       ``blocks.7,blocks.8,blocks.9``, ``s = 2.8``.
@@ -62,6 +65,7 @@ class SEG(Term):
         width: Standard deviation of the blur in tokens, above 0; infinite gives every token the
             mean query.
         layers: Self- or joint-attention layers by name, as for ``pag``.
+        state: Which prediction is perturbed: ``cond``, or ``null``.
 
     Raises:
         ValueError: A parameter is out of range; a pattern names no layer (lists them); the
@@ -73,13 +77,17 @@ class SEG(Term):
         'seg(3.0, width=10.0)'
 
     Source:
-        Hong (2024), arXiv:2408.00760. Their combined rule perturbs the unconditional branch;
-        their code, like this, the conditional one.
+        Hong (2024), arXiv:2408.00760.
     """
 
     s: Scale
     width: Annotated[float, Range(0, inf, closed="right")] = inf
     layers: str | tuple[str, ...] = "mid"
+    state: State = "cond"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("seg", "state", self.state, ("cond", "null"))
 
     @cached_property
     def strength(self) -> float | tuple[float, ...]:
@@ -87,4 +95,9 @@ class SEG(Term):
 
     @cached_property
     def negative(self) -> Branch:
-        return Branch("seg", perturbations=(BlurredQueries(self.layers, self.width),))
+        blurred = BlurredQueries(self.layers, self.width)
+        return replace(self.positive, name="seg", perturbations=(blurred,))
+
+    @cached_property
+    def positive(self) -> Branch:
+        return Branch(self.state, state=self.state)
