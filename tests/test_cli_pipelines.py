@@ -107,6 +107,23 @@ class TestSteer:
         assert "perp_neg" in result.stdout
         assert "negative" in result.stdout
 
+    def test_a_corrector_and_a_limit(self, folders, tmp_path):
+        words = (
+            "steer",
+            folders("sd"),
+            "--prompt",
+            "a ship",
+            *SMALL,
+            "--guide",
+            "cfg(4)",
+            "--json",
+        )
+        made = invoke(*words, "--sampler", "pcg(langevin=2)", "--out", tmp_path / "a.png")
+        assert json.loads(made.stdout)["reports"][0]["nfe"] == 2 + 2 * 2
+        made = invoke(*words, "--max-batch", 1, "--out", tmp_path / "b.png")
+        report = json.loads(made.stdout)["reports"][0]
+        assert (report["nfe"], report["calls"]) == (4, 4)
+
     def test_it_starts_from_a_picture(self, folders, tmp_path):
         Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
         words = ("steer", folders("sd_img2img"), "--prompt", "a ship", "--steps", 4)
@@ -146,6 +163,8 @@ class TestSteer:
             (("-n", 0), "n must be at least 1"),
             (("--frames", 3), "StableDiffusionPipeline takes no num_frames"),
             (("--precision", "int8"), "precision"),
+            (("--sampler", "heun"), "sampler must be pcg(...)"),
+            (("--max-batch", 0), "max_batch must be a whole number of at least 1"),
             (("--guide", "cfg(2, against='other')"), "'other'"),
             (("--guide", "pag(2, layers='nowhere')"), "nowhere"),
         ],
@@ -231,6 +250,74 @@ class TestCompare:
             ).images[0]
         assert opened(tmp_path / shots[3]["file"]).tobytes() == alone.tobytes()
 
+    def test_a_stopped_run_goes_on(self, folders, tmp_path, monkeypatch):
+        from fairlead.studies import pictures
+
+        pipe, own, made = load_pipeline(folders("sd")), pictures.generate, []
+        pipe.set_progress_bar_config(disable=True)
+
+        def stopping(pipe, seed, arguments):
+            if len(made) == 3:
+                raise KeyboardInterrupt
+            made.append((seed, arguments["prompt"]))
+            return own(pipe, seed, arguments)
+
+        def run(folder, guides=("cfg({w})", "cfg({w}) | apg(eta=0)"), **changes):
+            given = {"num_inference_steps": 2, "height": 16, "width": 16}
+            options = {"scales": (1, 4), "arguments": given, **changes}
+            return pictures.compare_pictures(pipe, guides, ["a ship"], folder, **options)
+
+        monkeypatch.setattr(pictures, "generate", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "a")
+        assert pictures.count(tmp_path / "a") == 3
+        before = {f: f.stat().st_mtime_ns for f in (tmp_path / "a/samples").glob("*.png")}
+        monkeypatch.setattr(pictures, "generate", lambda *a: made.append(a) or own(*a))
+        resumed = run(tmp_path / "a")
+        assert len(made) == 4
+        assert all(f.stat().st_mtime_ns == t for f, t in before.items())
+        whole = run(tmp_path / "b")
+        assert len(made) == 8
+        for a, b in zip(resumed, whole, strict=True):
+            left, right = (opened(tmp_path / n / s.file) for n, s in (("a", a), ("b", b)))
+            assert left.tobytes() == right.tobytes()
+            assert (a.guide, a.scale, a.nfe, a.moved) == (b.guide, b.scale, b.nfe, b.moved)
+        assert (
+            opened(tmp_path / "a/grid.png").tobytes() == opened(tmp_path / "b/grid.png").tobytes()
+        )
+        assert run(tmp_path / "a") == resumed
+        damaged = tmp_path / "a" / resumed[1].file
+        damaged.write_bytes(damaged.read_bytes()[:100])
+        (tmp_path / "a" / resumed[2].file).with_suffix(".json").write_text("{")
+        assert run(tmp_path / "a")[1].moved == resumed[1].moved
+        assert len(made) == 10
+        added = run(tmp_path / "a", ("cfg({w})", "cfg({w}) | rescale(0.7)"), n=2)
+        assert len(made) == 10 + 6
+        assert added[0] == resumed[0]
+        with pytest.raises(ValueError, match="holds samples made with sampler = None"):
+            run(tmp_path / "a", sampler="pcg")
+
+    def test_an_interrupt_says_how_to_go_on(self, folders, tmp_path, monkeypatch):
+        from fairlead.studies import pictures
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pictures, "generate", stop)
+        result = invoke(
+            *("compare", "--pipeline", folders("sd"), "--prompt", "a ship", "--guide", "none"),
+            *(*SMALL, "--out", tmp_path),
+        )
+        assert result.exit_code == 130
+        assert "0 pictures are kept" in result.stderr
+        assert "same command again to continue" in result.stderr
+        monkeypatch.undo()
+        words = ("compare", "--pipeline", folders("sd"), "--guide", "none", *SMALL)
+        result = invoke(*words, "--prompt", "a ship", "--out", tmp_path)
+        assert result.exit_code == 0, result.output
+        changed = invoke(*words[:-4], "--steps", 3, "--prompt", "a ship", "--out", tmp_path)
+        refused(changed, "holds samples made with arguments", "name another folder")
+
     def test_guides_alone_make_a_table(self, folders, tmp_path):
         result = invoke(
             *("compare", "--pipeline", folders("sd"), "--prompt", "a ship", "--prompt", "fog"),
@@ -249,6 +336,11 @@ class TestCompare:
             ),
             (("--preset", "rules", "--pipeline", "sd", "--prompt", "a"), "name guides"),
             (("--guide", "none", "--model", "digits", "--prompt", "a"), "goes with --pipeline"),
+            (("--guide", "none", "--model", "digits", "--max-batch", 2), "goes with --pipeline"),
+            (
+                ("--pipeline", "sd", "--prompt", "a", "--guide", "none", "--sampler", "heun"),
+                "sampler must be pcg(...)",
+            ),
             (("--pipeline", "sd", "--guide", "none"), "at least one --prompt"),
             (("--pipeline", "sd", "--prompt", "a", "--guide", "cfg({w})"), "none is given"),
             (

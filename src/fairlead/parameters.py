@@ -124,3 +124,17 @@ def choose(owner: str, parameter: str, value: Any, known: Iterable[str]) -> None
             f"{owner}: {parameter} must be one of {', '.join(names)}, got {value!r}; "
             f"{nearest(value, names)}"
         )
+
+
+def whole(owner: str, parameter: str, value: int | None, least: int = 1) -> int | None:
+    """A whole number that may be absent.
+
+    Raises:
+        ValueError: It is no whole number, or too small.
+    """
+    known = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if value is None or known:
+        return value
+    raise ValueError(
+        f"{owner}: {parameter} must be a whole number of at least {least}, got {value!r}"
+    )

@@ -91,6 +91,15 @@ class TestEveryFamily:
             make = lambda: fl.as_guider("cfg(4) | interval(0, 0.4)", pipe)  # noqa: E731
         close(run(name, make), want)
 
+    def test_long_calls_are_split(self, name):
+        prompt = MODULAR[name].call["prompt"]
+        both = {"prompt": [prompt, "a red car"], "negative_prompt": ["fog", "fog"]}
+        whole = run(name, lambda: fl.as_guider("cfg(4)", shared(name)), **both)
+        calls = shared(name).guider.report.log.calls
+        both = {"prompt": [prompt, "a red car"], "negative_prompt": ["fog", "fog"]}
+        close(run(name, lambda: fl.as_guider("cfg(4)", shared(name), max_batch=1), **both), whole)
+        assert shared(name).guider.report.log.calls == 2 * calls
+
     def test_one_batch_gives_the_same(self, name):
         close(ours(name, "cfg(4)", batching="batched"), theirs(name))
 
@@ -141,7 +150,9 @@ def test_the_second_network_of_a_run_goes_on_in_time(interval, wanted):
 
 
 def test_the_configuration_comes_back(tmp_path):
-    made = fl.as_guider("cfg(4) + pag(3, layers='mid_block.**') | rescale(0.7)", seed=3)
+    made = fl.as_guider(
+        "cfg(4) + pag(3, layers='mid_block.**') | rescale(0.7)", seed=3, max_batch=2
+    )
     made.save_pretrained(tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == ["guider_config.json"]
     back = FairleadGuider.from_pretrained(tmp_path)
@@ -256,5 +267,7 @@ def test_steering_a_modular_pipeline_is_refused_and_says_how(name):
 def test_unknown_options_are_refused():
     with pytest.raises(ValueError, match="as_guider: batching must be"):
         fl.as_guider("cfg(4)", batching="all")
+    with pytest.raises(ValueError, match="as_guider: max_batch must be a whole number"):
+        fl.as_guider("cfg(4)", max_batch=0)
     with pytest.raises(ValueError, match="did you mean"):
         fl.as_guider("cgf(4)")

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 import fairlead as fl
+from fairlead.adapters.diffusers import inputs
 from fairlead.adapters.diffusers.levels import Levels
 from fairlead.testing.pipelines import PIPELINES
 
@@ -39,6 +40,18 @@ def test_cfg_is_the_pipelines_own_to_the_bit(tiny, name):
     else:
         assert torch.equal(ours, own)
     assert s.report.nfe == 2 * len(s.report.entries)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux", "wan", "z_image", "pixart_alpha"])
+def test_lists_of_prompts_too(tiny, name):
+    """Z-Image writes its template into the list that it is given: learning its layout must not."""
+    pipe, recipe = tiny(name)
+
+    def prompts():
+        return {"prompt": ["a lighthouse", "a red car"], "negative_prompt": ["fog", "a cat"]}
+
+    own = recipe.run(pipe, **recipe.scale(4.0), **prompts())
+    assert torch.equal(steered(pipe, recipe, "cfg(4)", **prompts())[0], own)
 
 
 @pytest.mark.parametrize("name", ["qwen_image", "lumina2"])
@@ -145,6 +158,67 @@ def test_batched_makes_one_call(tiny, name):
     pipe, recipe = tiny(name)
     _, s = steered(pipe, recipe, "cfg(4)", {"batching": "batched"})
     assert s.report.calls == len(s.report.entries)
+
+
+@pytest.mark.parametrize(
+    ("name", "guide"),
+    [
+        ("sd", "cfg(4)"),
+        ("sd_controlnet", "cfg(4) | apg(eta=0)"),
+        ("sdxl", "cfg(4) + pag(3, layers='mid_block')"),
+        ("sd", "cfg(4) + sag(1, layers='mid_block', state='null')"),
+        ("sd3", "cfg(4) + slg(2, layers='transformer_blocks.0')"),
+        ("flux", "cfg(4) + tsg(2)"),
+        ("z_image", "cfg(4)"),
+        ("pixart_alpha", "cfg([4, 1])"),
+    ],
+)
+def test_long_calls_are_split(tiny, name, guide):
+    """No call has more rows than `max_batch`, the pipeline's own included."""
+    pipe, recipe = tiny(name)
+    more = {"image": [recipe.arguments["image"]] * 2} if name == "sd_controlnet" else {}
+    seen = []
+
+    def prompts():
+        return {"prompt": ["a lighthouse", "a red car"], "negative_prompt": ["fog", "fog"], **more}
+
+    def look(module, args, kwargs):
+        seen.append(len(args[0] if args else inputs.sample(kwargs)))
+
+    network = getattr(pipe, recipe.networks[0])
+    for batching in ("auto", "batched"):
+        whole, s = steered(pipe, recipe, guide, {"batching": batching}, **prompts())
+        for limit in (1, 3):
+            handle = network.register_forward_pre_hook(look, with_kwargs=True)
+            try:
+                options = {"batching": batching, "max_batch": limit}
+                parts, t = steered(pipe, recipe, guide, options, **prompts())
+            finally:
+                handle.remove()
+            close(parts, whole, 2e-5)  # kernels differ between batch sizes
+            assert max(seen) <= limit
+            assert len(seen) == t.report.calls >= s.report.calls
+            assert torch.equal(torch.as_tensor(t.report.nfe), torch.as_tensor(s.report.nfe))
+            seen.clear()
+
+
+def test_split_calls_and_the_limit_itself(tiny):
+    from diffusers import FirstBlockCacheConfig
+
+    pipe, recipe = tiny("ltx")
+    own = recipe.run(pipe, **recipe.scale(4.0))
+    assert torch.equal(steered(pipe, recipe, "cfg(4)", {"max_batch": 2})[0], own)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    try:  # each part has a state of its own
+        many = {"num_inference_steps": 6}
+        split, _ = steered(pipe, recipe, "cfg(4)", {"max_batch": 1}, **many)
+        sequential, _ = steered(pipe, recipe, "cfg(4)", {"batching": "sequential"}, **many)
+        close(split, sequential, 1e-5)
+    finally:
+        pipe.transformer.disable_cache()
+    for bad in (0, 1.5, True):
+        with pytest.raises(ValueError, match=rf"max_batch must be a whole number .* got {bad}"):
+            fl.steer(pipe, "cfg(4)", max_batch=bad)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from fairlead.cli.common import (
     Device,
     Json,
     Precision,
-    Sampler,
     Seed,
     arguments,
     bar,
@@ -26,6 +25,7 @@ from fairlead.cli.pipelines import (
     Height,
     Image,
     Mask,
+    MaxBatch,
     Negative,
     Prompts,
     States,
@@ -75,7 +75,14 @@ def compare(
     steps: Annotated[
         int | None, typer.Option("--steps", help="Steps; default 18, or the pipeline's own.")
     ] = None,
-    sampler: Sampler = "heun",
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler",
+            help="A sampler's name or text, default heun; of a pipeline: pcg(...), which corrects "
+            "its scheduler's steps.",
+        ),
+    ] = None,
     seed: Seed = 0,
     chunk: Annotated[
         int, typer.Option("--chunk", help="Samples between two files; a kill loses no more.")
@@ -87,6 +94,7 @@ def compare(
     mask: Mask = None,
     height: Height = None,
     width: Width = None,
+    max_batch: MaxBatch = None,
     precision: Precision = "float32",
     device: Device = None,
     json: Json = False,
@@ -99,7 +107,7 @@ def compare(
     With --model it writes compare.md, compare.json, compare.parquet, pareto.png and grid.png. A
     run that was stopped goes on when the same command is given again; samples and guides can be
     added. With --pipeline it writes pictures for each --prompt, guide and scale, their grid, and
-    what they cost; only safetensors are read, and nothing is downloaded.
+    what they cost; only safetensors are read, and nothing is downloaded. That goes on, too.
     """
     if pipeline is not None:
         if model is not None:
@@ -120,13 +128,18 @@ def compare(
             seed=seed,
             given=given,
             states=states_of(state),
+            sampler=sampler,
+            max_batch=max_batch,
             json=json,
         )
         return
     for option, value in (("--prompt", prompt), ("--state", state), ("--negative", negative)):
         if value:
             raise ValueError(f"compare: {option} goes with --pipeline, not with --model")
+    if max_batch is not None:
+        raise ValueError("compare: --max-batch goes with --pipeline, not with --model")
     model = "cifar10" if model is None else model
+    sampler = "heun" if sampler is None else sampler
     n = 500 if n is None else n
     steps = 18 if steps is None else steps
     from fairlead.studies import presets
@@ -199,12 +212,19 @@ def _pipeline(
     """Pictures of a pipeline under several guides."""
     from dataclasses import asdict
 
-    from fairlead.studies.pictures import compare_pictures, grouped
+    from fairlead.studies.pictures import compare_pictures, count, grouped
 
-    with arguments(), bar() as update:
-        shots = compare_pictures(
-            pipe, guides, prompts, out, arguments=given, progress=update, **options
+    try:
+        with arguments(), bar() as update:
+            shots = compare_pictures(
+                pipe, guides, prompts, out, arguments=given, progress=update, **options
+            )
+    except KeyboardInterrupt:
+        message = (
+            f"stopped; {count(out)} pictures are kept in {out}; give the same command again to "
+            "continue"
         )
+        raise fail(message, INTERRUPTED) from None
     if json:
         print_json([asdict(shot) for shot in shots])
         return

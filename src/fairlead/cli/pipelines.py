@@ -20,6 +20,10 @@ Image = Annotated[
     Path | None, typer.Option("--image", help="Picture that the pipeline starts from.")
 ]
 Mask = Annotated[Path | None, typer.Option("--mask", help="What is painted anew, in white.")]
+MaxBatch = Annotated[
+    int | None,
+    typer.Option("--max-batch", help="Most rows in one call of the network; saves memory."),
+]
 Height = Annotated[int | None, typer.Option("--height", help="Height in pixels.")]
 Width = Annotated[int | None, typer.Option("--width", help="Width in pixels.")]
 PipelineSteps = Annotated[

@@ -13,6 +13,7 @@ from fairlead.cli.pipelines import (
     Height,
     Image,
     Mask,
+    MaxBatch,
     Negative,
     PipelineSteps,
     States,
@@ -39,6 +40,10 @@ def steer(
         Path, typer.Option("--out", help="Picture, .gif or .webp for video, .wav for sound.")
     ],
     guide: Annotated[str, typer.Option("--guide", help="A guide, such as cfg(5).")] = "none",
+    sampler: Annotated[
+        str | None,
+        typer.Option("--sampler", help="pcg(...): corrects the steps of the pipeline's scheduler."),
+    ] = None,
     negative: Negative = None,
     state: States = None,
     image: Image = None,
@@ -50,6 +55,7 @@ def steer(
     frames: Annotated[int | None, typer.Option("--frames", help="Frames of a video.")] = None,
     fps: Annotated[int, typer.Option("--fps", help="Frames a second of a video.")] = 8,
     seed: Seed = 0,
+    max_batch: MaxBatch = None,
     precision: Precision = "float32",
     device: Device = None,
     describe: Annotated[
@@ -94,7 +100,8 @@ def steer(
     )
     given = accepted(pipe, given)
     files, reports, began = [], [], time.perf_counter()
-    with bar() as update, steered(pipe, parsed, prompts=prompts, record=describe) as steering:
+    options: dict[str, Any] = {"sampler": sampler, "max_batch": max_batch, "record": describe}
+    with bar() as update, steered(pipe, parsed, prompts=prompts, **options) as steering:
         for i in range(n):
             update(str(parsed), i, n)
             made = generate(pipe, seed + i, given)

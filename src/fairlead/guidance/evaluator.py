@@ -409,7 +409,7 @@ class Evaluator:
             if again and not any(s.branch.perturbations for s in local):
                 call = partial(checkpoint, call, use_reentrant=False)
             parts.append(call(x if whole else x[first:last], level, chunk, maps))
-            _append(ctx.maps, maps)
+            extend(ctx.maps, maps)
             ctx.run.report.calls += 1
         output = parts[0] if len(parts) == 1 else torch.cat(parts)
         return [output] if len(requests) == 1 else list(torch.split(output, sizes))
@@ -484,7 +484,7 @@ def _moved(ctx: Context, request: _Request) -> Tensor:
     return away / alpha if alpha else away
 
 
-def _append(maps: Maps, more: Maps) -> None:
+def extend(maps: Maps, more: Maps) -> None:
     """Adds the rows of a further chunk to what was kept."""
     for key, layers in more.items():
         kept = maps.setdefault(key, {})

@@ -53,6 +53,34 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def require_same(folder: Path, settings: dict[str, Any]) -> None:
+    """Keeps what every sample of a study's folder depends on, or compares it with what was kept.
+
+    Args:
+        folder: Folder of the study.
+        settings: Plain JSON values by name.
+
+    Raises:
+        ValueError: The folder holds samples made with other settings; names the first that
+            differs.
+    """
+    manifest = folder / STATE
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    if not manifest.exists():
+        write_text(manifest, to_json(settings) + "\n")
+        return
+    try:
+        kept = json.loads(manifest.read_text())
+    except ValueError:
+        raise ValueError(f"compare: {manifest} is no JSON; name another folder") from None
+    for key, value in settings.items():
+        if kept.get(key) != value:
+            raise ValueError(
+                f"compare: {folder} holds samples made with {key} = {kept.get(key)}, not "
+                f"{value}; name another folder, or the same {key} to continue"
+            )
+
+
 class Samples:
     """Samples on disk, in chunks by guide; a chunk is one safetensors file, whole or absent.
 
@@ -72,21 +100,7 @@ class Samples:
     def __init__(self, folder: Path, settings: dict[str, Any], shape: tuple[int, ...]) -> None:
         self.folder = folder
         self.shape = shape
-        manifest = folder / STATE
-        manifest.parent.mkdir(parents=True, exist_ok=True)
-        if not manifest.exists():
-            write_text(manifest, to_json(settings) + "\n")
-            return
-        try:
-            kept = json.loads(manifest.read_text())
-        except ValueError:
-            raise ValueError(f"compare: {manifest} is no JSON; name another folder") from None
-        for key, value in settings.items():
-            if kept.get(key) != value:
-                raise ValueError(
-                    f"compare: {folder} holds samples made with {key} = {kept.get(key)}, not "
-                    f"{value}; name another folder, or the same {key} to continue"
-                )
+        require_same(folder, settings)
 
     def place(self, guide: str) -> Path:
         """The folder of a guide's chunks; its name is short for any guide."""
@@ -160,5 +174,5 @@ def fingerprint(*networks: torch.nn.Module) -> str:
     for network in networks:
         for name, value in sorted(network.state_dict().items()):
             digest.update(name.encode())
-            digest.update(value.cpu().contiguous().numpy().tobytes())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

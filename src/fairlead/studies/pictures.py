@@ -1,5 +1,7 @@
 """Guides side by side on a pipeline: pictures from the same noise, and what they cost."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+import fairlead
 from fairlead.adapters.diffusers.local import accepted, generate, kind_of
 from fairlead.adapters.diffusers.steering import steer
 from fairlead.guidance.spec import guide as parse
 from fairlead.metrics.saturation import clipped_fraction, saturation
-from fairlead.studies.files import require_writable, to_json, write_text
+from fairlead.studies.files import fingerprint, require_same, require_writable, to_json, write_text
 from fairlead.studies.plots import grid, save
 
 SLOT = "{w}"
@@ -64,9 +67,14 @@ def compare_pictures(
     seed: int = 0,
     arguments: Mapping[str, Any] | None = None,
     states: Mapping[str, str] | None = None,
+    sampler: str | None = None,
+    max_batch: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> list[Shot]:
     """Pictures of a pipeline under several guides, each from the same noise.
+
+    A run that was stopped goes on when it is called again with the same settings: each picture
+    that is there, and whole, is kept. Guides, scales, prompts and pictures can be added.
 
     Written to `out`: the pictures, `grid.png`, `compare.json` and `compare.md`. The grid has
     a block for each guide: without scales a column for each prompt and seed, with scales a column
@@ -82,11 +90,14 @@ def compare_pictures(
         seed: First seed.
         arguments: Further arguments of the pipeline's call.
         states: Further prompts by state, see `fl.steer`.
+        sampler: Corrects the scheduler's steps, see `fl.steer`.
+        max_batch: Most rows in one call of the network.
         progress: Called as `progress(what, done, total)` before each picture.
 
     Raises:
         ValueError: The pipeline makes no pictures; a guide has no place for the scales, or a place
-            and no scales; an argument is unknown; `out` cannot be written.
+            and no scales; an argument is unknown; `out` cannot be written, or holds pictures made
+            with other settings.
     """
     if kind_of(pipe) != "picture":
         raise ValueError(
@@ -101,6 +112,22 @@ def compare_pictures(
     given = accepted(pipe, arguments or {})
     folder = Path(out)
     require_writable(folder / "samples", folder=True)
+    options: dict[str, Any] = {"prompts": states, "sampler": sampler, "max_batch": max_batch}
+    for guide in parsed.values():
+        steer(pipe, guide, **options)  # refused before the first picture
+    modules = [m for _, m in sorted(pipe.components.items()) if isinstance(m, nn.Module)]
+    require_same(
+        folder,
+        {
+            "pipeline": type(pipe).__name__,
+            "scheduler": _said(sorted(_public(pipe.scheduler.config).items())),
+            "weights": fingerprint(*modules),
+            "arguments": {name: _said(value) for name, value in sorted(given.items())},
+            "states": dict(states or {}),
+            "sampler": sampler,
+            "fairlead": fairlead.__version__,
+        },
+    )
     shots: list[Shot] = []
     pictures: dict[tuple[str, float | None], list[Tensor]] = {run: [] for run in runs}
     total = len(runs) * len(prompts) * n
@@ -108,17 +135,23 @@ def compare_pictures(
         for i, prompt in enumerate(prompts):
             for k in range(n):
                 progress(str(parsed[text, scale]), len(shots), total)
-                began = time.perf_counter()
-                with steer(pipe, parsed[text, scale], prompts=states) as steering:
-                    picture = generate(pipe, seed + k, {**given, "prompt": prompt})
-                seconds = time.perf_counter() - began
-                name = f"samples/{len(shots):04d}.png"
-                save(picture, folder / name)
+                guide = parsed[text, scale]
+                key = json.dumps([str(guide), prompt, seed + k]).encode()
+                name = f"samples/{hashlib.sha256(key).hexdigest()[:12]}.png"
+                kept = _kept(folder / name)
+                if kept is None:
+                    began = time.perf_counter()
+                    with steer(pipe, guide, **options) as steering:
+                        picture = generate(pipe, seed + k, {**given, "prompt": prompt})
+                    seconds = time.perf_counter() - began
+                    nfe = torch.as_tensor(steering.report.nfe).double().mean().item()
+                    _keep(folder / name, picture, nfe, seconds)
+                else:
+                    picture, nfe, seconds = kept
                 values = _values(picture)
                 row = pictures[text, scale]
                 row.append(values)
                 first = pictures[runs[0]][i * n + k]
-                nfe = torch.as_tensor(steering.report.nfe).double().mean().item()
                 shots.append(
                     Shot(
                         text,
@@ -139,6 +172,41 @@ def compare_pictures(
     write_text(folder / "compare.json", to_json([asdict(s) for s in shots]) + "\n")
     write_text(folder / "compare.md", table(shots))
     return shots
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what its library keeps for itself."""
+    return {k: v for k, v in config.items() if not k.startswith("_")}
+
+
+def _said(value: Any) -> Any:
+    """An argument as JSON that tells it from others."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    data = value.tobytes() if isinstance(value, Image.Image) else repr(value).encode()
+    return f"{type(value).__name__} {hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def _keep(file: Path, picture: Image.Image, nfe: float, seconds: float) -> None:
+    """Keeps a picture; what it cost is written last, and says that the picture is whole."""
+    save(picture, file)
+    write_text(file.with_suffix(".json"), to_json({"nfe": nfe, "seconds": seconds}) + "\n")
+
+
+def _kept(file: Path) -> tuple[Image.Image, float, float] | None:
+    """A picture that was kept, and what it cost; `None` if it is absent or damaged."""
+    try:
+        cost = json.loads(file.with_suffix(".json").read_text())
+        with Image.open(file) as picture:
+            picture.load()
+        return picture, float(cost["nfe"]), float(cost["seconds"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def count(folder: Path) -> int:
+    """How many whole pictures a study's folder holds."""
+    return len([f for f in (folder / "samples").glob("*.png") if f.with_suffix(".json").is_file()])
 
 
 def _filled(text: str, scale: float | None) -> str:

@@ -14,7 +14,7 @@ from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
 from fairlead.guidance.branch import Branch, Capture, Predictions
 from fairlead.guidance.context import Context, Run
-from fairlead.guidance.evaluator import Evaluator
+from fairlead.guidance.evaluator import Evaluator, extend
 from fairlead.guidance.hooks import Span, perturbed
 from fairlead.parameters import nearest
 from fairlead.schedules import NoiseSchedule
@@ -116,6 +116,7 @@ class PipelineEvaluator(Evaluator):
         at: A call of the pipeline at another sample.
         batching: `auto` joins what a pipeline joins; `batched` joins all; `sequential` nothing.
         fixed_rows: Whether a pipeline's call keeps its number of rows, wanted or not.
+        max_batch: Most rows in one call.
     """
 
     def __init__(
@@ -131,8 +132,9 @@ class PipelineEvaluator(Evaluator):
         *,
         batching: Batching = "auto",
         fixed_rows: bool = False,
+        max_batch: int | None = None,
     ) -> None:
-        super().__init__(denoiser, {}, models)
+        super().__init__(denoiser, {}, models, max_batch=max_batch)
         self.layout = layout
         self.recorded = recorded
         self.leaves = states
@@ -401,9 +403,21 @@ class PipelineEvaluator(Evaluator):
                     own = samples if len(request.branches) == 1 else range(size)
                     spans.append(Span(start + i * size, own, branch, captures))
             start += request.count
-        output = self._forward(denoiser, group, joined, spans, ctx)
-        ctx.run.report.calls += 1
-        value = inputs.stacked(inputs.prediction(output))
+        parts, limit = [], self.max_batch or start
+        for first in range(0, start, limit):
+            last = min(first + limit, start)
+            if start <= limit:
+                output = self._forward(denoiser, group, joined, spans, start, ctx)
+            else:
+                local = [s for span in spans if (s := span.within(first, last))]
+                part, maps = inputs.take(joined, start, slice(first, last)), ctx.maps
+                ctx.maps = {}
+                output = self._forward(denoiser, group, part, local, last - first, ctx, first)
+                ctx.maps, found = maps, ctx.maps
+                extend(ctx.maps, found)
+            ctx.run.report.calls += 1
+            parts.append(inputs.stacked(inputs.prediction(output)))
+        value = parts[0] if len(parts) == 1 else torch.cat(parts)
         return list(torch.split(value, [r.count for r in group]))
 
     def _forward(
@@ -412,18 +426,20 @@ class PipelineEvaluator(Evaluator):
         group: list[_Request],
         joined: inputs.Arguments,
         spans: list[Span],
+        rows: int,
         ctx: Context,
+        first: int = 0,
     ) -> Any:
+        """One call: of all rows of a group, or of those from `first` on."""
         native = self.native
         assert native is not None
         if denoiser is not self.denoiser:
-            with perturbed(denoiser, spans, ctx, sum(r.count for r in group), ctx.maps):
+            with perturbed(denoiser, spans, ctx, rows, ctx.maps):
                 return denoiser.network(**joined)
-        rows = sum(r.count for r in group)
         untouched = len(group) == 1 and joined is native.bound
         with ExitStack() as stack:
             if caches.enabled(native.network) and not (untouched and self.layout.kind == "rows"):
-                name = self._context(group)
+                name = self._context(group) + (f" from {first}" if first else "")
                 caches.require_apart(native.network, name)
                 stack.enter_context(caches.context(native.network, name, self._cached))
             stack.enter_context(perturbed(denoiser, spans, ctx, rows, ctx.maps))

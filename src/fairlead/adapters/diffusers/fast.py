@@ -152,7 +152,10 @@ def fast(session: "Session", formula: Formula, native: Native) -> Fast | None:
     between = hasattr(session.setting.pipe.scheduler, "sigmas_interpol")  # levels off its list
     if between or not isinstance(inputs.sample(native.bound), Tensor):
         return None
-    if session.layout.kind == "rows":
+    limit, slotted = session.setting.max_batch, session.layout.kind == "rows"
+    if limit is not None and native.batch * (len(slots) if slotted else 1) > limit:
+        return None
+    if slotted:
         return _rows(session, formula, native) if batching == "auto" else None
     return None if caches.enabled(native.network) else _calls(session, formula, native)
 

@@ -70,6 +70,7 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
         seed: Seed of what the guide draws.
         check: Whether a NaN or infinity raises.
         record: Whether the norm of each term is kept.
+        max_batch: See `fl.as_guider`.
 
     Attributes:
         scheduler: The scheduler, or the pipeline that has it; for guides that need noise levels.
@@ -87,6 +88,7 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
         seed: int = 0,
         check: bool = True,
         record: bool = True,
+        max_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.guide = parse(guide)
@@ -95,6 +97,7 @@ class FairleadGuider(BaseGuidance):  # type: ignore[misc]
             "seed": seed,
             "check": check,
             "record": record,
+            "max_batch": max_batch,
         }
         self.scheduler: Any = None
         self.models: Mapping[str, nn.Module] = {}

@@ -32,6 +32,9 @@ SHARED = frozenset(
 )
 """Arguments that hold no rows, though a length may equal the batch by accident."""
 
+LISTED = frozenset({*SAMPLE, "cap_feats"})
+"""Arguments that are one entry a row where they are lists, whatever lengths the entries have."""
+
 STEPWISE = frozenset(
     {
         "block_controlnet_hidden_states",
@@ -115,15 +118,17 @@ def grid(arguments: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 def take(arguments: Mapping[str, Any], total: int, index: Index) -> Arguments:
     """The arguments for some of `total` rows."""
-    return {n: v if n in SHARED else _take(v, total, index) for n, v in arguments.items()}
+    return {
+        n: v if n in SHARED else _take(v, total, index, n in LISTED) for n, v in arguments.items()
+    }
 
 
-def _take(value: Any, total: int, index: Index) -> Any:
+def _take(value: Any, total: int, index: Index, listed: bool = False) -> Any:
     if isinstance(value, Tensor):
         return value[index] if value.ndim and len(value) == total else value
     if isinstance(value, dict):
         return {k: _take(v, total, index) for k, v in value.items()}
-    if _rowwise(value, total):
+    if _rowwise(value, total, listed):
         if isinstance(index, slice):
             return value[index]
         return [value[i] for i in index.tolist()]
@@ -132,13 +137,11 @@ def _take(value: Any, total: int, index: Index) -> Any:
     return value
 
 
-def _rowwise(value: Any, total: int) -> bool:
+def _rowwise(value: Any, total: int, listed: bool) -> bool:
     """Whether a list holds one entry a row, and not tensors that each hold all rows."""
-    return (
-        isinstance(value, list)
-        and len(value) == total
-        and not all(isinstance(v, Tensor) and v.ndim and len(v) == total for v in value)
-    )
+    if not isinstance(value, list) or len(value) != total:
+        return False
+    return listed or not all(isinstance(v, Tensor) and v.ndim and len(v) == total for v in value)
 
 
 class Apart(Exception):
@@ -155,11 +158,12 @@ def join(parts: Sequence[Arguments], totals: Sequence[int]) -> Arguments:
     if any(part.keys() != first.keys() for part in parts):
         raise Apart
     return {
-        n: first[n] if n in SHARED else _join([part[n] for part in parts], totals) for n in first
+        n: first[n] if n in SHARED else _join([part[n] for part in parts], totals, n in LISTED)
+        for n in first
     }
 
 
-def _join(values: Sequence[Any], totals: Sequence[int]) -> Any:
+def _join(values: Sequence[Any], totals: Sequence[int], listed: bool = False) -> Any:
     first = values[0]
     if any(type(v) is not type(first) for v in values):
         raise Apart
@@ -175,7 +179,7 @@ def _join(values: Sequence[Any], totals: Sequence[int]) -> Any:
         if any(v.keys() != first.keys() for v in values):
             raise Apart
         return {k: _join([v[k] for v in values], totals) for k in first}
-    if all(_rowwise(v, n) for v, n in zip(values, totals, strict=True)):
+    if all(_rowwise(v, n, listed) for v, n in zip(values, totals, strict=True)):
         return [entry for v in values for entry in v]
     if type(first) in (list, tuple):
         if any(len(v) != len(first) for v in values):

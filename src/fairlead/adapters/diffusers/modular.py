@@ -9,7 +9,7 @@ from fairlead.adapters.diffusers.energies import energies_of
 from fairlead.adapters.diffusers.evaluator import Batching
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.spec import guide as parse
-from fairlead.parameters import choose
+from fairlead.parameters import choose, whole
 
 if TYPE_CHECKING:
     from fairlead.adapters.diffusers.guider import FairleadGuider
@@ -22,6 +22,7 @@ def as_guider(
     models: Mapping[str, nn.Module] | None = None,
     energies: Mapping[str, Any] | None = None,
     batching: Batching = "auto",
+    max_batch: int | None = None,
     seed: int = 0,
     check: bool = True,
     record: bool = True,
@@ -40,6 +41,7 @@ def as_guider(
         energies: Energies by name, which judge latents; not saved either.
         batching: ``auto`` and ``sequential`` make one call a branch, as guiders of diffusers do;
             ``batched`` makes one call of all branches.
+        max_batch: Most rows in one call of the network: longer calls are split.
         seed: Seed of what the guide draws.
         check: Whether a NaN or infinity raises.
         record: Whether the norm of each term is kept.
@@ -64,7 +66,14 @@ def as_guider(
     parsed = parse(guide)
     parsed.require("continuous")
     choose("as_guider", "batching", batching, ("auto", "batched", "sequential"))
-    made: FairleadGuider = FairleadGuider(str(parsed), batching, seed, check, record)
+    made: FairleadGuider = FairleadGuider(
+        str(parsed),
+        batching,
+        seed,
+        check,
+        record,
+        whole("as_guider", "max_batch", max_batch),
+    )
     made.scheduler = scheduler
     made.models = dict(models or {})
     made.energies = energies_of(parsed, energies or {})

@@ -110,7 +110,8 @@ def record(
         all_called(networks, handler),
     ):
         try:
-            call(pipe, **arguments)
+            # some write what they make of prompts into the lists that they are given
+            call(pipe, **{n: list(v) if type(v) is list else v for n, v in arguments.items()})
         except Stop:
             pass
         except Exception:

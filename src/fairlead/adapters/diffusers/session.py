@@ -50,6 +50,7 @@ class Setting:
         masks: Masks of pictures.
         batching: See `fl.steer`.
         fixed_rows: See `fl.steer`.
+        max_batch: See `fl.steer`.
         seed: Seed of the guide's own draws.
         check: Whether a NaN or infinity raises.
         record: Whether norms are kept.
@@ -69,6 +70,7 @@ class Setting:
     masks: Mapping[str, Any] = field(default_factory=dict)
     batching: Batching = "auto"
     fixed_rows: bool = False
+    max_batch: int | None = None
     seed: int = 0
     check: bool = True
     record: bool = True
@@ -267,6 +269,7 @@ class Session:
             self.at,
             batching=setting.batching,
             fixed_rows=setting.fixed_rows,
+            max_batch=setting.max_batch,
         )
         run = Run(
             setting.seed,

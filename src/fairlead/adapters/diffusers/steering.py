@@ -22,7 +22,7 @@ from fairlead.guidance.algebra import Guide
 from fairlead.guidance.guided import branches
 from fairlead.guidance.report import Report
 from fairlead.guidance.spec import guide as parse
-from fairlead.parameters import choose, nearest
+from fairlead.parameters import choose, nearest, whole
 from fairlead.samplers.base import Sampler, get
 from fairlead.samplers.pcg import PCG
 from fairlead.sampling import require_differentiable
@@ -43,6 +43,7 @@ def steer(
     decode: Decode | Literal["vae"] | None = None,
     batching: Batching = "auto",
     fixed_rows: bool = False,
+    max_batch: int | None = None,
     layout: str | Layout | None = None,
     network: str | None = None,
     seed: int = 0,
@@ -78,6 +79,8 @@ def steer(
             call a branch.
         fixed_rows: Whether the pipeline's own calls keep their number of rows also in steps that
             do not need all, so that a compiled network is not compiled anew.
+        max_batch: Most rows in one call of the network: longer calls, the pipeline's own included,
+            are split, which saves memory and may differ by rounding.
         layout: Which rows or calls are which branch, such as ``rows null cond``; it is found out
             where it is not given.
         network: Name of the component that predicts, where it is none of the usual.
@@ -119,6 +122,7 @@ def steer(
         {
             "batching": batching,
             "fixed_rows": fixed_rows,
+            "max_batch": whole("steer", "max_batch", max_batch),
             "seed": seed,
             "check": check,
             "record": record,
