@@ -385,4 +385,5 @@ class TestMolecules:
         refused(invoke("molecules", "qm9-maskd"), "'qm9-masked'")
         refused(invoke("molecules", "qm9-masked", "--qed", 10), "qed must be in [0, 9], got 10")
         refused(invoke("molecules", "qm9-masked", "--guide", "cfg('a')"), "cfg")
+        refused(invoke("molecules", "qm9-masked", "--space", "rates"), "space must be one of clean")
         refused(invoke("molecules", "qm9-masked", "--guide", "dcbg('qed')"), "energy 'qed'")

@@ -218,3 +218,20 @@ def test_what_cannot_be_moved_is_refused(tiny):
     pipe, recipe = tiny("sd_controlnet")
     with pytest.raises(ValueError, match="leave out the term that moves it, or the ControlNet"):
         steered(pipe, recipe, fl.CFG(4.0) + layout())
+
+
+def test_positions_of_words_are_those_of_the_pipelines_tokens(tiny):
+    pipe, _ = tiny("sd")
+    prompt = "a lighthouse in a storm, a lighthouse at sea"
+    tokens = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(prompt).input_ids)
+    for word, occurrence in (("lighthouse", 0), ("lighthouse", 1), ("storm", 0)):
+        at = fl.energy.word_positions(pipe.tokenizer, prompt, word, occurrence=occurrence)
+        assert "".join(tokens[i] for i in at) == f"{word}</w>"
+    first, second = (
+        fl.energy.word_positions(pipe.tokenizer, prompt, "lighthouse", occurrence=i) for i in (0, 1)
+    )
+    assert first[-1] < second[0]
+    with pytest.raises(ValueError, match="phrase 'ship' stands 0 times in 'a lighthouse"):
+        fl.energy.word_positions(pipe.tokenizer, prompt, "ship")
+    with pytest.raises(ValueError, match=r"stands 1 times in .*, and occurrence 1 was asked for"):
+        fl.energy.word_positions(pipe.tokenizer, prompt, "storm", occurrence=1)

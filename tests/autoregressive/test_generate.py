@@ -184,6 +184,23 @@ def test_a_branch_that_is_done_leaves_the_batch():
     assert out.sequences[:, :8].tolist() == guided.tolist()
 
 
+def test_a_guide_without_a_schedule_is_planned_once_ahead():
+    planned = []
+
+    class Counted(fl.CFG):
+        def plan(self, ctx, gains, gain, place):
+            planned.append(ctx.run.step)
+            super().plan(ctx, gains, gain, place)
+
+    generate(make("llama"), None, PROMPTS, guide=Counted(2.0), max_new_tokens=6)
+    assert planned == [5, *range(6)]
+    planned.clear()
+    generate(
+        make("llama"), None, PROMPTS, guide=Counted(2.0) | fl.Interval(0, 0.5), max_new_tokens=6
+    )
+    assert planned == [*range(6), *range(6)]
+
+
 def test_encoder_and_decoder_against_a_loop():
     model = make("t5")
     out = generate(model, None, [PROMPTS[0]], guide="cfg(2)", max_new_tokens=6).sequences[0]

@@ -22,7 +22,7 @@ from transformers import (
 
 import fairlead as fl
 from fairlead import recipes
-from fairlead.autoregressive import Zeros, generate, random_prompts
+from fairlead.autoregressive import GuidanceProcessor, Zeros, generate, random_prompts
 
 PROMPTS = [[5, 6, 7, 8], [3, 4]]
 STYLE = [[9, 10, 11], [12, 13]]
@@ -226,6 +226,23 @@ def test_double_cfg_at_its_ends():
     assert [row[-6:] for row in both] == [row.tolist() for row in one]
 
 
+def test_double_cfg_under_beams_and_a_schedule():
+    model, guide = make("llama"), recipes.double(["style", "text"], 1.5, 2.0)
+    states = {"style": STYLE}
+    options = {"num_beams": 3, "max_new_tokens": 6}
+    ours = generate(model, None, PROMPTS, guide=guide, states=states, **options)
+    ids = torch.tensor([[5, 6, 7, 8], [0, 0, 3, 4]])
+    mask = (ids > 0).long()
+    processor = GuidanceProcessor(model, guide, ids, mask=mask, states=states, steps=6)
+    theirs = model.generate(ids, attention_mask=mask, logits_processor=[processor], **options)
+    assert ours.sequences.tolist() == theirs.tolist()
+    early = fl.Interval(0, 0.5)
+    half = generate(model, None, PROMPTS, guide=guide | early, states=states, max_new_tokens=6)
+    full = generate(model, None, PROMPTS, guide=guide, states=states, max_new_tokens=3)
+    assert half.nfe.tolist() == [12, 12]  # style and null leave the batch after three tokens
+    assert half.sequences[:, :-3].tolist() == full.sequences.tolist()
+
+
 def test_states_of_several_conditions_by_any_order_of_their_names():
     model = make("llama")
     guide = recipes.nested(["a", "b", "c"], [1.5, 2.0, 1.2])
@@ -352,7 +369,13 @@ def test_a_text_model_without_the_image_as_null():
 @pytest.mark.parametrize("seen", [True, False])
 def test_zeros_behind_the_encoder(seen):
     model = make("t5")
+    masks = []  # equal keys and values: what attention sees changes no number, so look
+    hook = model.register_forward_pre_hook(
+        lambda m, a, k: masks.append(k["attention_mask"].sum(1).tolist()), with_kwargs=True
+    )
     out = generate(model, None, PROMPTS, guide="cfg(2)", negative=Zeros(seen), max_new_tokens=6)
+    hook.remove()
+    assert masks == [[4, 2, 4, 2] if seen else [4, 2, 0, 0]] * 6
     for i in range(2):
         hidden = model.get_encoder()(torch.tensor([PROMPTS[i]])).last_hidden_state
         mask = torch.ones(hidden.shape[:2], dtype=torch.long)
@@ -429,6 +452,7 @@ def test_random_prompts():
     assert [len(row) for row in made] == [3, 1]
     again = random_prompts([prompts[1], prompts[0]], 40, seed=1)
     assert made[0][:1].tolist() == again[0].tolist()  # a function of seed and place
+    assert random_prompts(prompts[:1], 40, seed=1)[0].tolist() == made[0].tolist()
     many = torch.cat(random_prompts([[0] * 500] * 4, 3))
     assert set(many.tolist()) == {0, 1, 2}
     model = make("llama")

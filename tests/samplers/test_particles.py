@@ -135,6 +135,30 @@ def test_the_best_of_many_proposals():
     assert best.nfe.unique().tolist() == [1 + 8 * 11]
 
 
+def test_the_soft_value_itself_takes_the_place_of_the_reward():
+    """With one step the kept proposals have the law `p(x_t | x_s) exp(v)`, here a normal."""
+    levels = (fl.schedules.Level(2.0, 1.0, 2.0), fl.schedules.Level(1.0, 1.0, 1.0))
+    end = fl.schedules.Level(0.0, 1.0, 0.0)
+    denoiser = PAIR.denoiser(OnLevels(levels=(*levels, end)))
+    n, seen = 4000, []
+    minus = fl.energy.Function(lambda x, level: -3 * level.sigma * x[:, 0], "tilt", noisy=True)
+    sampler = "svdd('tilt', m=64, lam=2.0, value='given')"
+    out = draw(
+        denoiser, sampler, n=n, steps=2, x=torch.ones(n, 1), energies={"tilt": minus},
+        callback=lambda step: seen.append(step.x),
+    )  # fmt: skip
+    # DDPM from sigma 2 to 1: variance 1 * (4 - 1) / 4, D = x / 5; a tilt by 1.5 moves by 1.5 var
+    mean, variance = 0.2 + (1 - 0.2) / 4, 0.75
+    moved = mean + 1.5 * variance
+    # 3 standard errors are 0.04; 64 proposals fall short by about exp(1.5^2 var) / 64 of the way
+    assert abs(seen[0].mean().item() - moved) < 0.04 + 1.5 * variance * 5.4 / 64
+    assert out.nfe.unique().tolist() == [2]
+    with pytest.raises(ValueError, match="must judge noisy samples"):
+        draw(denoiser, sampler, steps=2, energies={"tilt": lambda x: x[:, 0]})
+    with pytest.raises(ValueError, match="asks for the energy 'tilt'"):
+        draw(denoiser, sampler, steps=2)
+
+
 def test_equal_proposals_are_refused():
     with pytest.raises(ValueError, match=r"svdd: sampler must add noise.*ddim"):
         steered("svdd(m=2, sampler='ddim')", lambda x: x[:, 0])
@@ -160,6 +184,7 @@ def test_bad_rewards_are_named(name):
         (lambda: fl.samplers.SVDD(sampler="svdd"), "must be a plain solver"),
         (lambda: fl.samplers.SVDD(sampler="dpm"), "unknown name 'dpm'"),
         (lambda: fl.samplers.SVDD(lam=-1.0), "svdd: lam must be"),
+        (lambda: fl.samplers.SVDD(value="exact"), "svdd: value must be one of mean, given"),
         (lambda: fl.samplers.FeynmanKac(2.0), "feynman_kac: threshold must be"),
     ],
 )

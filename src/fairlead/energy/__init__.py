@@ -7,7 +7,7 @@
 "classifier_guidance('linear', scale=0.5)"
 """
 
-from fairlead.energy.attention import Boxes
+from fairlead.energy.attention import Boxes, word_positions
 from fairlead.energy.base import Energy, Function, Judge
 from fairlead.energy.classifier import Classifier, Ensemble, Similarity
 from fairlead.energy.closed_form import ClosedFormJudge
@@ -38,4 +38,5 @@ __all__ = [
     "downsampling",
     "inpainting",
     "projections",
+    "word_positions",
 ]

@@ -162,6 +162,40 @@ class Boxes(Energy):
         return [self.centre * p.sum(-1).mean(1) for p in parts]
 
 
+def word_positions(
+    tokenizer: Any, prompt: str, phrase: str, *, occurrence: int = 0
+) -> tuple[int, ...]:
+    """Positions of the tokens of a phrase in a prompt, for `Boxes`.
+
+    Args:
+        tokenizer: Called with a text and `add_special_tokens`, gives `input_ids`, as those of
+            transformers do: `pipe.tokenizer`.
+        prompt: The whole text.
+        phrase: Words of it, as they stand there.
+        occurrence: Which of several places, from 0.
+
+    Raises:
+        ValueError: The prompt does not hold the phrase, or not so often.
+
+    Example:
+        With a pipeline ``pipe``::
+
+            prompt = "a red car beside a tree"
+            car = fl.energy.word_positions(pipe.tokenizer, prompt, "red car")
+            boxes = fl.energy.Boxes({car: (0.0, 0.3, 0.5, 1.0)})
+    """
+    whole = list(tokenizer(prompt).input_ids)
+    own = list(tokenizer(phrase, add_special_tokens=False).input_ids)
+    size = len(own)
+    places = [i for i in range(len(whole) - size + 1) if whole[i : i + size] == own]
+    if not own or not 0 <= occurrence < len(places):
+        raise ValueError(
+            f"word_positions: phrase {phrase!r} stands {len(places) if own else 0} times in "
+            f"{prompt!r}, and occurrence {occurrence} was asked for"
+        )
+    return tuple(range(places[occurrence], places[occurrence] + size))
+
+
 def mask(box: Box, h: int, w: int) -> Tensor:
     """A box on a grid, `(h, w)`, true inside."""
     left, top, right, bottom = box

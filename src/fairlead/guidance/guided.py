@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fairlead.denoiser import Denoiser
+from fairlead.energy.base import Energy
 from fairlead.guidance.algebra import Guide, Policy, Rows, Rule, Schedule, Term
 from fairlead.guidance.branch import COND, AttentionPerturbation, Branch, Predictions
 from fairlead.guidance.context import Context, Place, Plan, Run, Weight, magnitude
@@ -96,6 +97,9 @@ class GuidedModel:
 
     def reward(self, name: str) -> Reward:
         return self.run.reward("sampler", name)
+
+    def energy(self, name: str) -> Energy:
+        return self.run.energy("sampler", name)
 
     @property
     def parts(self) -> list[tuple[Weight, Tensor]]:

@@ -23,6 +23,7 @@ from fairlead.samplers.euler import Euler, EulerAncestral
 from fairlead.samplers.feynman_kac import FeynmanKac
 from fairlead.samplers.heun import Heun
 from fairlead.samplers.mcmc import MCMC
+from fairlead.samplers.overshoot import Overshoot
 from fairlead.samplers.pcg import PCG
 from fairlead.samplers.recurrence import Recurrence
 from fairlead.samplers.reflected import Reflected
@@ -48,6 +49,7 @@ __all__ = [
     "FeynmanKac",
     "Heun",
     "Model",
+    "Overshoot",
     "Prediction",
     "RatioModel",
     "RePaint",

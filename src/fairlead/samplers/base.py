@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from torch import Tensor
 
+from fairlead.energy.base import Energy
 from fairlead.parameters import check_fields
 from fairlead.prediction import Prediction
 from fairlead.schedules import Level, NoiseSchedule
@@ -117,6 +118,14 @@ class Model(Protocol):
 
     def reward(self, name: str) -> Callable[[Tensor], Tensor]:
         """The function given to `fl.sample(rewards=...)` by that name, `(B, ...)` to `(B,)`.
+
+        Raises:
+            ValueError: There is none.
+        """
+        ...
+
+    def energy(self, name: str) -> Energy:
+        """The energy given to `fl.sample(energies=...)` by that name.
 
         Raises:
             ValueError: There is none.

@@ -258,3 +258,31 @@ def test_the_gradient_is_that_of_the_batchs_sum():
     together = draw(fl.ClassifierGuidance(judge, 2.0)).x
     alone = [draw(fl.ClassifierGuidance(judge, 2.0), n=1, first=i).x for i in range(5)]
     assert_close(together, torch.cat(alone), rtol=0, atol=1e-9)
+
+
+def test_similarity_in_a_noised_feature_space():
+    """GLIDE: eps - k sigma g and mean + k V g, with g of exp(tau) <z(x, t), z_text> by hand."""
+    text = torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64)
+    W = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def encoder(x, level):
+        return torch.tanh(x @ W) + level.sigma
+
+    energy = fl.energy.Similarity(encoder, text, 2.5, noisy=True)
+    grid = VP().grid(12)
+    s, t = grid[0], grid[1]
+    x = s.sigma * fl.Run(0, range(5)).normal(torch.empty(5, 2).double(), "start")
+    leaf = x.clone().requires_grad_()
+    z = encoder(leaf, s)
+    (g,) = torch.autograd.grad((2.5 * (z / z.norm(dim=1, keepdim=True)) @ (text / 5)).sum(), leaf)
+    plain, mean, eps = [], [], []
+    for guide, into in (
+        ("none", plain),
+        (fl.ClassifierGuidance(energy, 3.0, form="mean"), mean),
+        (fl.ClassifierGuidance(energy, 3.0), eps),
+    ):
+        draw(guide, sampler="ddpm", callback=lambda step, into=into: into.append(step))
+    variance = t.sigma**2 * (1 - (s.alpha * t.sigma / (t.alpha * s.sigma)) ** 2)
+    assert_close(mean[0].x - plain[0].x, 3.0 * variance * g)
+    noise = [(x - s.alpha * step[0].denoised) / s.sigma for step in (eps, plain)]
+    assert_close(noise[0], noise[1] - 3.0 * s.sigma * g)
