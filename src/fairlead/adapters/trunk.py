@@ -16,7 +16,8 @@ class SharedTrunk(nn.Module):
     The prediction is ``head(trunk(x, t, **early), x, t, **late)``. Branches of guidance that
     differ in a late condition alone share the trunk exactly, so that two branches cost one trunk
     and two heads. Rows are compared number by number, so any batch is right; a guide that moves
-    the input of a branch has a trunk of its own, and so has every row where ``x`` is differentiated.
+    the input of a branch has a trunk of its own, and so has every row where ``x`` is
+    differentiated.
 
     Reported evaluations stay those of whole networks.
 
