@@ -421,3 +421,18 @@ def test_where_it_stays_one_forward(name, options):
     _, rows = counted(make(name), **options)
     blocks = 1 if options.get("guide") == "none" else 2
     assert rows[0] == 2 * 24 * blocks
+
+
+def test_a_short_prompt_against_a_long_negative_one(monkeypatch):
+    """Here the first block of rows is the short one, and comes back first."""
+    model, found = make("llama"), []
+    for worth in (1, 10**6):
+        monkeypatch.setattr(prefill, "WORTH", worth)
+        out = generate(model, None, PROMPTS, guide="cfg(2)", negative=LONG, max_new_tokens=8)
+        found.append(out.sequences.tolist())
+    assert found[0] == found[1]
+    rows = [
+        generate(model, None, [p], guide="cfg(2)", negative=[n], max_new_tokens=8)
+        for p, n in zip(PROMPTS, LONG, strict=True)
+    ]
+    assert [r[-8:] for r in found[0]] == [r.sequences[0, -8:].tolist() for r in rows]
