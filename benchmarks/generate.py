@@ -1,14 +1,15 @@
 """(h) Time of guided greedy decoding, on a language model of 21 M random parameters.
 
 `python -m benchmarks.generate`: against the `guidance_scale` of transformers, against unguided
-decoding of twice the batch, and what a grammar adds.
+decoding of twice the batch, and what a grammar adds. What the network alone allows is measured
+beside: one forward of both branches against one of each, for a token and for the prompts.
 """
 
 import os
 from collections.abc import Callable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from benchmarks.timing import Ratio, ratio
@@ -37,6 +38,41 @@ def language() -> LlamaForCausalLM:
 
 def timed(ours: Callable[[], object], theirs: Callable[[], object]) -> Ratio:
     return ratio(ours, theirs, repeats=7, number=1, warmup=1)
+
+
+def forward(model: LlamaForCausalLM, ids: torch.Tensor, *, token: bool) -> Callable[[], object]:
+    """The forward of prompts, or of one token behind them, with what generation asks of it."""
+    mask = torch.ones_like(ids)
+    given = {"use_cache": True, "logits_to_keep": 1}
+    with torch.inference_mode():
+        cache = model(input_ids=ids, attention_mask=mask, cache=DynamicCache(), **given).cache
+    longer = torch.cat([mask, mask[:, :1]], 1)
+
+    @torch.inference_mode()
+    def call() -> object:
+        if not token:
+            return model(input_ids=ids, attention_mask=mask, cache=DynamicCache(), **given)
+        behind = DynamicCache()
+        for i, layer in enumerate(cache.layers):
+            behind.update(layer.keys, layer.values, i)
+        return model(input_ids=ids[:, -1:], attention_mask=longer, cache=behind, **given)
+
+    return call
+
+
+def bounds(model: LlamaForCausalLM, batch: int) -> dict[str, Ratio]:
+    """The network alone, both branches in one forward against one forward each."""
+    ids = torch.randint(2, WORDS, (2 * batch, PROMPT))
+    both, one = forward(model, ids, token=True), forward(model, ids[:batch], token=True)
+    null = forward(model, ids[batch:, -1:], token=True)
+    prompts = forward(model, ids[:batch], token=False)
+    short = forward(model, ids[batch:, -1:], token=False)
+    padded = forward(model, ids, token=False)
+    pairs = {
+        f"network, a token, batch {batch} / two forwards": (both, lambda: (one(), null())),
+        f"network, prompts, batch {batch} / two forwards": (padded, lambda: (prompts(), short())),
+    }
+    return {k: ratio(a, b, repeats=15, number=3, warmup=2) for k, (a, b) in pairs.items()}
 
 
 def rows(batches: tuple[int, ...] = (1, 8)) -> dict[str, Ratio]:
@@ -68,6 +104,7 @@ def rows(batches: tuple[int, ...] = (1, 8)) -> dict[str, Ratio]:
         out[f"guided, batch {batch} / guidance_scale"] = timed(guided, scaled)
         out[f"guided, batch {batch} / unguided, batch {2 * batch}"] = timed(guided, plain)
         out[f"guided under a grammar, batch {batch} / without"] = timed(constrained, guided)
+        out |= bounds(model, batch)
     return out
 
 

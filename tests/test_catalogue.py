@@ -116,6 +116,7 @@ REQUIRED = {
     "S109": "action logits of a policy (STEVE-1)",
     "S112": "double CFG (MusicGen-Style)",
     "S126": "two token streams (Make-A-Scene)",
+    "S138": "CAIF",
     "S153": "meaning as trajectories",
     "S281": "text that matches a regular expression (Outlines)",
     "XD1": "stay on topic with CFG",

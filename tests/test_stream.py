@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 import fairlead as fl
+from fairlead.attention import Edit, attending
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.guidance.guided import GuidedModel
 from fairlead.testing import tiny_denoiser
@@ -163,3 +164,50 @@ def test_bad_values_are_named():
         stream.push(torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match=r"SimilarityFilter: eta must be in \[-1, inf\]"):
         fl.SimilarityFilter(eta=-2.0)
+
+
+def test_over_frames_a_frame_without_company_is_what_it_is_alone():
+    given = frames(2)
+    found = {}
+    for across in ("", "**"):
+        stream = fl.Stream(model(), {"label": 3}, guide="cfg(3)", times=TIMES, across=across)
+        alone_in_it = [stream.push(given[0]), *stream.drain()]
+        together = [*map(stream.push, given), *stream.drain()]
+        found[across] = (alone_in_it[-1], together[-2:])
+    assert_close(found["**"][0], found[""][0], rtol=1e-9, atol=1e-9)
+    for a, b in zip(found["**"][1], found[""][1], strict=True):
+        assert not torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("guide", ["none", "cfg(3)"])
+def test_over_frames_by_hand(guide):
+    """Two levels: the second frame enters as the first leaves, and both see both."""
+    d, (one, two) = model(), frames(2, key=3)
+    stream = fl.Stream(d, {"label": 3}, guide=guide, times=[0.6, 0.3], across="mid")
+    assert stream.push(one) is None
+    out = stream.push(two)
+    levels = [d.schedule.level(t) for t in (0.6, 0.3)]
+    noises = fl.Run(0, range(2)).normal(torch.empty(2, 2, 8, 8, dtype=torch.float64), "stream")
+    layer = d.attention_layers["mid.0"]
+
+    def both(call):
+        k, v = (t.transpose(0, 1).flatten(1, 2).expand(2, -1, -1, -1) for t in (call.k, call.v))
+        return call.attend(k=k, v=v)
+
+    def at(x, level, labels, edits):
+        with torch.no_grad(), attending(edits, len(x)):
+            c, u = (d(x, level, {"label": labels(v)}) for v in (3, 10))
+        return c if guide == "none" else u + 3 * (c - u)
+
+    x = levels[0].alpha * one[None] + levels[0].sigma * noises[:1]
+    clean = at(x, levels[0], lambda v: [v], [])
+    moved = levels[1].alpha * clean + levels[1].sigma * noises[1:]
+    x = torch.cat([levels[0].alpha * two[None] + levels[0].sigma * noises[:1], moved])
+    t = torch.tensor([0.6, 0.3], dtype=torch.float64)
+    found = at(x, t, lambda v: [v, v], [Edit(layer, 0, 2, both)])
+    assert_close(out, found[1], rtol=1e-6, atol=1e-6)
+
+
+def test_layers_over_frames_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match=r"stream: no self attention layer .*'none.such'"):
+        fl.Stream(model(), {"label": 3}, times=TIMES, across="none.such")

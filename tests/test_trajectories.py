@@ -66,6 +66,67 @@ def test_one_segment_is_gradient_descent_on_the_endpoint_with_the_flows_jacobian
     assert_close(out.x, value, rtol=0, atol=1e-10)
 
 
+def test_the_form_of_the_theory_does_not_add_displacements_up():
+    """One segment: the endpoint and one step down the gradient at the last displaced endpoint."""
+    s, start = (
+        0.1,
+        RectifiedFlow().grid(6)[0].sigma
+        * fl.Run(0, range(5)).normal(torch.empty(5, 2).double(), "start"),
+    )
+    levels = RectifiedFlow().grid(6)
+
+    def flow(z):
+        for a, b in pairwise(levels):
+            clean = MIXTURE.x0(z, a)
+            z = z + (b.t - a.t) * (z - clean) / a.t
+        return z
+
+    end, pushed = flow(start), torch.zeros(5, 2).double()
+    for _ in range(3):
+        leaf = start.clone().requires_grad_()
+        (g,) = torch.autograd.grad(far(flow(leaf) + pushed).sum(), leaf)
+        pushed = -s * g
+    options = {"segments": 1, "substeps": 6, "sampler": "euler", "clip": None}
+    out = run(s=s, iterations=3, accumulate=False, **options)
+    assert_close(out.x, end + pushed, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (
+            lambda z: z.sum(),
+            ValueError,
+            "energy 'bad' must return one number a sample, .* plain run",
+        ),
+        (lambda z: z.detach().sum(1), ValueError, "energy 'bad' has no gradient at iteration 0"),
+        (
+            lambda z: (z.sum(1) * 0 - 1).log(),
+            FloatingPointError,
+            "the value of energy 'bad' is NaN or infinite at iteration 0",
+        ),
+        (
+            lambda z: (z[:, 0] * 0).sqrt(),
+            FloatingPointError,
+            "the gradient of energy 'bad' is NaN or infinite at iteration 0",
+        ),
+    ],
+)
+def test_bad_energies_are_named_with_the_iteration(function, error, message):
+    with pytest.raises(error, match=message):
+        rectifid(D, energy=fl.energy.Function(function, name="bad"), n=2, iterations=2)
+
+
+def test_inference_mode_and_attention_are_refused():
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match=r"rectifid: gradients cannot be taken"):
+            run(iterations=1)
+        with pytest.raises(RuntimeError, match=r"discriminative_token: gradients cannot be"):
+            learn()
+    with pytest.raises(ValueError, match="the energy 'boxes' judges attention maps"):
+        rectifid(D, energy=fl.energy.Boxes({0: None}))
+
+
 def test_energy_falls_and_the_bound_holds_it():
     out = run(s=0.05, iterations=15)
     assert out.history[-1] < out.history[0] / 2

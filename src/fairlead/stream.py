@@ -1,18 +1,20 @@
 """Streams of images: frames at all noise levels in one batch, and frames that are left out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fairlead.attention import Attended, AttentionLayer
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
-from fairlead.guidance.algebra import Guide
-from fairlead.guidance.context import Run
+from fairlead.guidance.algebra import Guide, Schedule
+from fairlead.guidance.branch import AttentionPerturbation, Branch
+from fairlead.guidance.context import Context, Run
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.guidance.guided import GuidedModel
 from fairlead.guidance.report import Report
@@ -85,6 +87,54 @@ class _Filtering:
         return False
 
 
+@dataclass(eq=False)
+class _Live:
+    """Which rows of the batch hold a frame."""
+
+    rows: list[bool] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _OverFrames(AttentionPerturbation):
+    """Every row attends to the keys and values of all rows of its branch that hold a frame."""
+
+    patterns: str | tuple[str, ...]
+    live: _Live
+
+    def layers(self, denoiser: Denoiser) -> list[AttentionLayer]:
+        return denoiser.match_attention("stream", self.patterns, ("self",))
+
+    def __call__(self, call: Attended, rows: Sequence[int], ctx: Context) -> Tensor:
+        shown = [i for i, row in enumerate(rows) if self.live.rows[row]]
+        if not shown:
+            return call.attend()
+        if call.mask is not None:
+            raise ValueError(
+                f"stream: {call.layer.name!r} attends under a mask, so that its rows cannot be "
+                "joined: choose other layers for across"
+            )
+        return call.attend(k=_joined(call.k, shown, len(rows)), v=_joined(call.v, shown, len(rows)))
+
+
+def _joined(values: Tensor, shown: list[int], rows: int) -> Tensor:
+    """`(rows * fold, heads, N, d)` with the tokens of the shown rows in each row."""
+    folded = values.reshape(rows, -1, *values.shape[1:])[shown]  # (shown, fold, heads, N, d)
+    line: Tensor = folded.permute(1, 2, 0, 3, 4).flatten(2, 3)
+    return line.expand(rows, *line.shape).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class _Across(Schedule):
+    """Lets every branch attend over frames."""
+
+    name: ClassVar[str] = "across"
+
+    attention: _OverFrames
+
+    def branch(self, branch: Branch, ctx: Context) -> Branch:
+        return replace(branch, perturbations=(*branch.perturbations, self.attention))
+
+
 class Stream:
     r"""Edits a stream of frames in few steps, one network call a frame (Stream Batch).
 
@@ -107,11 +157,14 @@ class Stream:
         states: Further conditions by name, as for ``fl.sample``.
         models: Further denoisers by name.
         similarity: Leaves similar frames out: their output is the last one again.
+        across: Self-attention layers by name, as for ``pag`` (``"**"``: all), in which every frame
+            attends to all frames of the batch, so that they look alike; a frame is then not what
+            it would be alone. Default: none.
         check: Whether a NaN or infinity raises.
 
     Raises:
         ValueError: There are no levels, or their noise does not fall; a condition, state or model
-            is missing.
+            is missing; ``across`` names no layer.
 
     Example:
         >>> import torch, fairlead as fl
@@ -138,6 +191,7 @@ class Stream:
         states: Mapping[str, Mapping[str, Any]] | None = None,
         models: Mapping[str, Denoiser] | None = None,
         similarity: SimilarityFilter | None = None,
+        across: str | tuple[str, ...] = "",
         check: bool = True,
     ) -> None:
         schedule = denoiser.schedule
@@ -153,6 +207,11 @@ class Stream:
         self.denoiser, self.seed, self.check = denoiser, seed, check
         self.guide = parse(guide)
         self.guide.require("continuous")
+        self._live = _Live()
+        if across:
+            over = _OverFrames(across, self._live)
+            over.layers(denoiser)
+            self.guide = self.guide | _Across(over)
         self.models = models
         self.filter = None if similarity is None else _Filtering(similarity)
         self.run: Run | None = None
@@ -196,7 +255,7 @@ class Stream:
         """
         if self.filter is not None and self.filter.skips(frame):
             return self._last
-        out = self._tick(frame)
+        out = self._tick(frame, True)
         self._filled += 1
         if self._filled < len(self.levels):
             return None
@@ -210,7 +269,7 @@ class Stream:
         found = []
         for i in range(len(self.levels) - 1):
             if empty is not None:
-                out = self._tick(empty)
+                out = self._tick(empty, False)
                 if i >= len(self.levels) - 1 - inside:
                     found.append(out)
         self._filled, self.run, self._model = 0, None, None
@@ -218,6 +277,7 @@ class Stream:
 
     def _start(self, frame: Tensor) -> None:
         size = len(self.levels)
+        self._live.rows = [False] * size
         like = frame.expand(size, *frame.shape)
         shape = (-1, *[1] * frame.ndim)
         self.run = Run(
@@ -237,7 +297,7 @@ class Stream:
         self._level = Level(t, alpha, sigma)  # type: ignore[arg-type]
         self._buffer = sigma * self._noise
 
-    def _tick(self, frame: Tensor) -> Tensor:
+    def _tick(self, frame: Tensor, live: bool) -> Tensor:
         frame = frame.to(self.denoiser.device or frame.device)
         if self.run is None:
             self._start(frame)
@@ -255,6 +315,7 @@ class Stream:
         alpha, sigma = torch.as_tensor(self._level.alpha), torch.as_tensor(self._level.sigma)
         run.take(torch.tensor([0, *range(size - 1)]))
         run.begin_row(0)
+        self._live.rows = [live, *self._live.rows[:-1]]
         assert run.reference is not None
         run.reference = torch.cat([frame[None].to(run.reference), run.reference[1:]])
         first = alpha[:1] * frame[None].to(self._buffer) + sigma[:1] * self._noise[:1]

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fairlead.condition import Condition
 from fairlead.denoiser import Denoiser
-from fairlead.energy.base import Carried, Energy, Judge, find, of
+from fairlead.energy.base import CLEAN, Carried, Energy, Judge, find, of
 from fairlead.guidance.algebra import Guide
 from fairlead.guidance.context import Run
+from fairlead.guidance.energy.term import measured
 from fairlead.guidance.evaluator import Evaluator
 from fairlead.guidance.guided import GuidedModel
 from fairlead.guidance.recipes import recipe
@@ -150,7 +151,10 @@ def rectifid(
         Samples, the mean energy after each iteration, and the cost.
 
     Raises:
-        ValueError: A number is out of range, or the energy judges noisy samples.
+        ValueError: A number is out of range; the energy judges noisy samples or attention maps, is
+            not one number a sample, or has no gradient.
+        FloatingPointError: The energy or a gradient is NaN or infinite.
+        RuntimeError: Gradients cannot be taken, under ``torch.inference_mode``.
 
     Source:
         Sun, Zhou, Zhang, Yang, Yan, Zhang, Cheng, Liu, Sun, Zhang (2024), arXiv:2405.14677.
@@ -167,6 +171,7 @@ def rectifid(
     if clip is not None and not clip > 0:
         raise ValueError(f"rectifid: clip must be positive, got {clip}")
     judge = _clean("rectifid", energy)
+    _require_gradients("rectifid")
     levels = denoiser.schedule.grid(segments * substeps)
     runner = _Runner(denoiser, condition, guide, sampler, levels, n, seed)
     z: list[Tensor] = [runner.start(dtype)]
@@ -174,7 +179,7 @@ def rectifid(
         for k in range(segments):
             z.append(runner.walk(z[-1], k * substeps, (k + 1) * substeps))
     ends, targets = list(z), list(z)
-    history = [judge(z[-1]).mean().item()]
+    history = [measured(judge, z[-1], CLEAN, "after the plain run").mean().item()]
     for i in range(iterations + 1):
         runner.begin()
         final = i == iterations  # the last run only applies the last targets
@@ -185,12 +190,18 @@ def rectifid(
                 push = targets[k] - ends[k] + (z[k] - ends[k] if accumulate else 0.0)
                 points.append(end + push.detach())
                 ends[k] = end.detach()
-            value = judge(points[-1])
+            value = measured(judge, points[-1], CLEAN, f"at iteration {i}")
         z = [p.detach() for p in points]
         history.append(value.mean().item())
         if final:
             break
+        if not value.requires_grad:
+            raise ValueError(
+                f"energy {judge.name!r} has no gradient at iteration {i}: it and the network must "
+                "be differentiable, without detach or torch.no_grad"
+            )
         gradients = torch.autograd.grad(value.sum(), points[:-1])
+        _require_finite(judge.name, f"at iteration {i}", value, *gradients)
         for k, g in enumerate(gradients, 1):
             if clip is not None:
                 length = g.flatten(1).norm(dim=1).clamp(min=clip)
@@ -266,6 +277,8 @@ def discriminative_token(
 
     Raises:
         ValueError: The judge judges noisy samples, or a number is out of range.
+        FloatingPointError: The judge's energy is NaN or infinite.
+        RuntimeError: Gradients cannot be taken, under ``torch.inference_mode``.
 
     Source:
         Schwartz, Snæbjarnarson, Chefer, Cotterell, Belongie, Wolf, Benaim (2023),
@@ -274,6 +287,7 @@ def discriminative_token(
     """
     if not isinstance(judge, Judge) or judge.noisy:
         raise ValueError("discriminative_token: judge must be a classifier of clean samples")
+    _require_gradients("discriminative_token")
     if not 0 < enough <= 1:
         raise ValueError(f"discriminative_token: enough must be in (0, 1], got {enough}")
     if steps < 1 or n < 1 or updates < 1:
@@ -281,7 +295,8 @@ def discriminative_token(
     levels = denoiser.schedule.grid(steps)
     value = start.detach().clone().to(dtype).requires_grad_()
     optimizer = torch.optim.AdamW([value], lr=rate, weight_decay=decay)
-    best, kept, waited, shares = -1.0, value.detach().clone(), 0, []
+    best, kept, waited = -1.0, value.detach().clone(), 0
+    shares: list[float] = []
     for _ in range(updates):
         batch = value.expand(n, *value.shape)
         runner = _Runner(denoiser, {name: batch}, guide, sampler, levels, n, seed)
@@ -290,7 +305,7 @@ def discriminative_token(
         runner.forget()
         with torch.enable_grad():
             x = runner.walk(x, steps - 1, steps)
-            loss = judge(x).mean()
+            loss = measured(judge, x, CLEAN, f"at update {len(shares)}").mean()
             right = judge.log_probs(x.detach()).argmax(1) == torch.as_tensor(judge.label)
         shares.append(right.double().mean().item())
         waited = 0 if shares[-1] > best else waited + 1
@@ -298,6 +313,7 @@ def discriminative_token(
             best, kept = shares[-1], value.detach().clone()
         if shares[-1] >= enough or waited >= patience:
             break
+        _require_finite(judge.name, f"at update {len(shares) - 1}", loss)
         optimizer.zero_grad()
         if loss.requires_grad:  # not where the condition has no part, as at w = 0
             loss.backward()  # type: ignore[no-untyped-call]
@@ -306,11 +322,29 @@ def discriminative_token(
     return Token(kept, shares)
 
 
+def _require_gradients(owner: str) -> None:
+    """Refuses `torch.inference_mode`, under which no gradient can be taken."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{owner}: gradients cannot be taken under torch.inference_mode; call it outside, or "
+            "inside `with torch.inference_mode(False):`"
+        )
+
+
+def _require_finite(name: str, at: str, value: Tensor, *gradients: Tensor) -> None:
+    """Refuses NaN and infinity, naming the energy and where."""
+    for what, tensors in (("value", (value,)), ("gradient", gradients)):
+        if not all(bool(torch.isfinite(t).all()) for t in tensors):
+            raise FloatingPointError(f"the {what} of energy {name!r} is NaN or infinite {at}")
+
+
 def _clean(owner: str, energy: Any) -> Energy:
     name = of(owner, energy)
     if not isinstance(name, Carried):
         raise TypeError(f"{owner}: give the energy itself, not its name {name!r}")
     judge = find(owner, name, {})
+    if judge.attention:
+        raise ValueError(f"{owner}: the energy {judge.name!r} judges attention maps; use fl.Layout")
     if judge.noisy:
         raise ValueError(f"{owner}: the energy {judge.name!r} judges noisy samples, not clean ones")
     return judge

@@ -229,6 +229,10 @@ def test_an_exception_leaves_the_network_as_it_was():
         ("cfg(4, against='negative')", "branch 'negative'.*null is its negative prompt"),
         ("cfgpp(0.6)", r"cfgpp\(0.6\) acts in the scheduler's step"),
         (fl.DPS(distance), r"dps\('distance'\) acts in the scheduler's step"),
+        (
+            fl.Layout(fl.energy.Boxes({1: None})),
+            r"layout\('boxes'\) moves the sample before a step, of which a guider is not told",
+        ),
         ("dps('light')", r"asks for the energy 'light': pass energies="),
         (fl.ClassifierGuidance(distance), r"needs the noise level.*as_guider\(guide, pipe\)"),
     ],

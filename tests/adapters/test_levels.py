@@ -30,6 +30,7 @@ CASES = [
     ("HeunDiscreteScheduler", VP, True),
     ("LMSDiscreteScheduler", VP, True),
     ("KDPM2DiscreteScheduler", VP, True),
+    ("KDPM2AncestralDiscreteScheduler", VP, False),
     ("DPMSolverMultistepScheduler", {**VP, "final_sigmas_type": "zero"}, True),
     (
         "DPMSolverMultistepScheduler",
@@ -103,7 +104,7 @@ def test_a_network_that_knows_the_data_leads_every_scheduler_to_it(case):
 
 def test_following_levels_are_the_next_ones():
     for name, options, _ in CASES:
-        if name in ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler"):
+        if name.startswith(("HeunDiscrete", "KDPM2", "PNDM")):
             continue  # two calls a level
         scheduler = getattr(diffusers, name)(**options)
         if getattr(scheduler, "order", 1) != 1:

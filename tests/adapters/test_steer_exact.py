@@ -1,5 +1,8 @@
 """Steered pipelines against themselves, and rules against `fl.combine` on recorded branches."""
 
+import inspect
+
+import diffusers
 import pytest
 import torch
 from torch.testing import assert_close
@@ -17,6 +20,7 @@ OWN = {
     "lumina2": {"cfg_normalization": False},  # theirs is cfg(w) | renorm
 }
 FLOOR = {"pix2pix": 2e-6, "sdxl_pix2pix": 2e-6}  # float32 rounding of another order, 4 steps
+SCHEDULED = {"PNDMScheduler": {"skip_prk_steps": True}}
 SOME = ["sd", "sd_v", "sdxl", "sd3", "flux", "pixart_alpha", "z_image", "wan", "stable_audio"]
 
 
@@ -52,6 +56,71 @@ def test_lists_of_prompts_too(tiny, name):
 
     own = recipe.run(pipe, **recipe.scale(4.0), **prompts())
     assert torch.equal(steered(pipe, recipe, "cfg(4)", **prompts())[0], own)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [
+        ("sd", "PNDMScheduler"),
+        ("sd", "DDPMScheduler"),
+        ("sd", "EulerAncestralDiscreteScheduler"),
+        ("sd", "HeunDiscreteScheduler"),
+        ("sd", "KDPM2AncestralDiscreteScheduler"),
+        ("sd", "LCMScheduler"),
+        ("sd", "DEISMultistepScheduler"),
+        ("pixart_alpha", "SASolverScheduler"),
+        ("sdxl", "DPMSolverMultistepScheduler"),
+        ("cogvideox", "CogVideoXDPMScheduler"),
+        ("sd3", "FlowMatchHeunDiscreteScheduler"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of theirs
+def test_other_schedulers(tiny, name, scheduler):
+    """To the bit as the pipeline's own, and the same by way of clean estimates."""
+    pipe, recipe = tiny(name)
+    old, kind = pipe.scheduler, getattr(diffusers, scheduler)
+    pipe.scheduler = kind.from_config(old.config, **SCHEDULED.get(scheduler, {}))
+    try:
+        own = recipe.run(pipe, **recipe.scale(4.0))
+        ours, _ = steered(pipe, recipe, "cfg(4)")
+        assert torch.equal(ours, own)
+        through, _ = steered(pipe, recipe, "cfg(4) | apg(eta=1.0)")
+        close(through, own, 5e-5)  # eps = (x - alpha D) / sigma, divided by small sigma
+    finally:
+        pipe.scheduler = old
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "changes"),
+    [
+        ("FluxImg2ImgPipeline", "flux", ("image",)),
+        ("FluxInpaintPipeline", "flux", ("image", "mask_image")),
+        ("ZImageImg2ImgPipeline", "z_image", ("image",)),
+        ("StableDiffusionControlNetImg2ImgPipeline", "sd_controlnet", ("image", "control_image")),
+        (
+            "StableDiffusionXLControlNetImg2ImgPipeline",
+            "sdxl_controlnet",
+            ("image", "control_image"),
+        ),
+    ],
+)
+def test_variants_of_pipelines(tiny, kind, name, changes):
+    """Other pipelines around the same networks, which begin with a picture."""
+    base, recipe = tiny(name)
+    made = getattr(diffusers, kind)
+    taken = inspect.signature(made.__init__).parameters
+    pipe = made(**{n: c for n, c in base.components.items() if n in taken})
+    pipe.set_progress_bar_config(disable=True)
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(16) < 8).float().expand(1, 1, 16, 16)
+    given = {n: mask if n == "mask_image" else picture for n in changes}
+    known = inspect.signature(made.__call__).parameters
+    assert set(recipe.call) <= set(known)
+    start = {"strength": 0.7, "num_inference_steps": 4, **given}
+    own = recipe.run(pipe, **recipe.scale(4.0), **start)
+    ours, s = steered(pipe, recipe, "cfg(4)", **start)
+    assert torch.equal(ours, own)
+    assert s.report.nfe == 2 * len(s.report.entries)
 
 
 @pytest.mark.parametrize("name", ["qwen_image", "lumina2"])
@@ -134,6 +203,29 @@ def test_a_further_prompt_is_the_same_as_the_negative_one(tiny, name):
     further, s = steered(pipe, recipe, guide, {"prompts": {"other": "fog"}})
     close(further, own, 5e-6)  # other batch sizes
     assert s.report.nfe == 2 * len(s.report.entries)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux", "pixart_alpha"])
+def test_prompts_joined_by_and_and_not(tiny, name):
+    """`compose` weighs prompts against the null; one of them twice is the pipeline's own."""
+    pipe, recipe = tiny(name)
+    prompts = {"a": "a lighthouse in a storm", "b": "a red car"}
+    own = recipe.run(pipe, **recipe.scale(4.0))
+    halves = fl.recipes.compose("text", ["a", "cond"], [1.5, 2.5])
+    both, _ = steered(pipe, recipe, halves, {"prompts": prompts})
+    close(both, own, 1e-5)
+    alone, s = steered(pipe, recipe, fl.recipes.compose("text", ["cond"], [4.0]))
+    close(alone, own, 5e-6)
+    assert s.report.nfe == 2 * len(s.report.entries)
+    # NOT the same as what is asked for takes it back: the null remains
+    back = fl.recipes.compose("text", ["cond", "a"], [4.0, -4.0])
+    left, _ = steered(pipe, recipe, back, {"prompts": prompts})
+    null, _ = steered(pipe, recipe, "cfg(0)")
+    close(left, null, 1e-5)
+    away = fl.recipes.compose("text", ["cond", "b"], [4.0, -1.0])
+    out, s = steered(pipe, recipe, away, {"prompts": prompts})
+    assert s.report.nfe == 3 * len(s.report.entries)
+    assert (out - own).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["sd", "sd3", "flux", "wan"])

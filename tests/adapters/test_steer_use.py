@@ -9,6 +9,8 @@ from torch import nn
 import fairlead as fl
 from fairlead.adapters.diffusers.patch import MARK
 
+OFFLOADED = {"sd": "mid_block", "sd3": "transformer_blocks.0", "wan": "blocks.0"}
+
 
 def steered(pipe, recipe, guide, options=None, **changes):
     with fl.steer(pipe, guide, **(options or {})) as s:
@@ -363,6 +365,47 @@ def test_hooks_of_accelerate_and_their_removal_inside_a_call(tiny, restored):
         hooks.remove_hook_from_module(pipe.unet)
     assert torch.equal(ours, plain)
     assert len(seen) == 6
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3", "wan"])
+def test_pipelines_that_offload_whole_models(tiny, name):
+    """Offloading as diffusers does it, with the CPU as the device that runs."""
+    from fairlead.testing.pipelines import PIPELINES, tiny_pipeline
+
+    pytest.importorskip("accelerate")
+    pipe, recipe = tiny_pipeline(name), PIPELINES[name]
+    own = recipe.run(pipe, **recipe.scale(4.0))
+    guide = f"cfg(4) + pag(2, layers='{OFFLOADED[name]}')"
+    perturbed, _ = steered(pipe, recipe, guide)
+    pipe.enable_model_cpu_offload(device="cpu")
+    hooks = [type(getattr(pipe, n)._hf_hook).__name__ for n in recipe.networks if getattr(pipe, n)]
+    assert set(hooks) == {"CpuOffload"}
+    for _ in range(2):  # they are taken off and put on again at the end of each call
+        assert torch.equal(steered(pipe, recipe, "cfg(4)")[0], own)
+    assert torch.equal(steered(pipe, recipe, guide)[0], perturbed)
+    assert torch.equal(recipe.run(pipe, **recipe.scale(4.0)), own)
+
+
+@pytest.mark.parametrize("name", ["sd", "wan"])
+def test_networks_whose_weights_come_layer_by_layer(tiny, name):
+    """accelerate keeps weights on the meta device between the calls of each layer."""
+    from fairlead.testing.pipelines import PIPELINES, tiny_pipeline
+
+    accelerate = pytest.importorskip("accelerate")
+    pipe, recipe = tiny_pipeline(name), PIPELINES[name]
+    network = getattr(pipe, recipe.networks[0])
+    energy = fl.DPS(lambda z: z.square().flatten(1).mean(1), 0.2)
+    guides = ["cfg(4)", f"cfg(4) + pag(2, layers='{OFFLOADED[name]}')", fl.CFG(4.0) + energy]
+    before = [steered(pipe, recipe, g)[0] for g in guides]
+    accelerate.cpu_offload(network, execution_device=torch.device("cpu"))
+
+    def away():
+        return {p.device.type for p in network.parameters()} == {"meta"}
+
+    assert away()
+    for guide, latents in zip(guides, before, strict=True):
+        assert torch.equal(steered(pipe, recipe, guide)[0], latents)
+        assert away()
 
 
 @pytest.mark.parametrize("how", ["wrapped", "in place"])

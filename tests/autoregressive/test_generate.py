@@ -184,6 +184,23 @@ def test_a_branch_that_is_done_leaves_the_batch():
     assert out.sequences[:, :8].tolist() == guided.tolist()
 
 
+def test_a_guide_without_a_schedule_is_planned_once_ahead():
+    planned = []
+
+    class Counted(fl.CFG):
+        def plan(self, ctx, gains, gain, place):
+            planned.append(ctx.run.step)
+            super().plan(ctx, gains, gain, place)
+
+    generate(make("llama"), None, PROMPTS, guide=Counted(2.0), max_new_tokens=6)
+    assert planned == [5, *range(6)]
+    planned.clear()
+    generate(
+        make("llama"), None, PROMPTS, guide=Counted(2.0) | fl.Interval(0, 0.5), max_new_tokens=6
+    )
+    assert planned == [*range(6), *range(6)]
+
+
 def test_encoder_and_decoder_against_a_loop():
     model = make("t5")
     out = generate(model, None, [PROMPTS[0]], guide="cfg(2)", max_new_tokens=6).sequences[0]
@@ -404,3 +421,18 @@ def test_where_it_stays_one_forward(name, options):
     _, rows = counted(make(name), **options)
     blocks = 1 if options.get("guide") == "none" else 2
     assert rows[0] == 2 * 24 * blocks
+
+
+def test_a_short_prompt_against_a_long_negative_one(monkeypatch):
+    """Here the first block of rows is the short one, and comes back first."""
+    model, found = make("llama"), []
+    for worth in (1, 10**6):
+        monkeypatch.setattr(prefill, "WORTH", worth)
+        out = generate(model, None, PROMPTS, guide="cfg(2)", negative=LONG, max_new_tokens=8)
+        found.append(out.sequences.tolist())
+    assert found[0] == found[1]
+    rows = [
+        generate(model, None, [p], guide="cfg(2)", negative=[n], max_new_tokens=8)
+        for p, n in zip(PROMPTS, LONG, strict=True)
+    ]
+    assert [r[-8:] for r in found[0]] == [r.sequences[0, -8:].tolist() for r in rows]

@@ -30,6 +30,7 @@ class Driven:
     seed: int = 0
     noiseless: bool = False
     takes_gain: bool = False
+    levels: tuple = ()
     step: int = 0
     memory: dict = field(default_factory=dict)
     calls: list = field(default_factory=list)
@@ -84,7 +85,7 @@ def moments(sampler, predict, levels, start, mean, draws, schedule=None, **optio
     The end sample is then affine in the start and in every draw, so one run with a row for each
     gives all its coefficients.
     """
-    model = Probed(predict, schedule, len(levels) - 1, **options)
+    model = Probed(predict, schedule, len(levels) - 1, levels=tuple(levels), **options)
     x = mean.expand(2 + draws, *mean.shape).clone()
     x[1] += start
     sampler = get(sampler)

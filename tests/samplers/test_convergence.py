@@ -118,6 +118,7 @@ def test_second_order_from_pure_noise(lab, schedule, text):
         ("dpmpp_2m_sde(variant='heun', lower_order_final=False)", 2),
         ("pcg", 1),
         ("heun(churn=5.0)", 2),
+        ("overshoot", 1),
     ],
 )
 def test_variance_converges(lab, schedule, text, order):

@@ -32,6 +32,10 @@ def molecules(
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="Tell the classifiers alone what is asked for.")
     ] = False,
+    space: Annotated[
+        str | None,
+        typer.Option("--space", help="Where guides combine: clean, or posterior (D-CBG)."),
+    ] = None,
     n: Annotated[int, typer.Option("-n", help="Number of molecules.")] = 64,
     steps: Annotated[int, typer.Option("--steps", help="Number of steps.")] = 32,
     seed: Annotated[int, typer.Option("--seed", help="Seed of all random draws.")] = 0,
@@ -71,6 +75,7 @@ def molecules(
             condition,
             guide=guide,
             sampler=sampler,
+            space=space,  # type: ignore[arg-type]  # sample says what is allowed
             steps=steps,
             n=n,
             seed=seed,
@@ -87,6 +92,7 @@ def molecules(
                 "model": model,
                 "guide": str(drawn.guide),
                 "sampler": sampler,
+                "space": space,
                 "asked": told,
                 "steps": steps,
                 "seed": seed,

@@ -41,7 +41,7 @@ class VQ(TokenSampler):
     once in the last evaluation. ``exact`` takes the posterior of the whole way.
 
     * Cost: one evaluation of the guided model for every ``per`` tokens; with a stride one for
-      every visited level, ``ceil(T / n) + 1`` or one less.
+      every visited level, ``ceil((T - 1) / n) + 1``.
     * ``r=0`` sharpens nothing; ``truncation=1`` leaves every token; ``stride=1`` skips nothing.
 
     Args:

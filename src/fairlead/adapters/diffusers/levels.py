@@ -108,6 +108,7 @@ class Levels:
         between = getattr(self.scheduler, "sigmas_interpol", None)
         if between is not None and not self.scheduler.state_in_first_order:
             table = between
+            index -= hasattr(self.scheduler, "sigmas_down")  # the ancestral one counts otherwise
         if self._sigmas is None or self._sigmas[0] is not table:
             self._sigmas = (table, table.tolist())
         values = self._sigmas[1]
