@@ -374,6 +374,16 @@ class TestMolecules:
         assert said["asked"] == {"qed": 9}
         assert out.read_text().splitlines() == said["smiles"]
 
+    def test_what_does_not_parse_is_counted(self, monkeypatch):
+        texts = ["C((", "", "\0"]
+        monkeypatch.setattr(fl.discrete.TokenDenoiser, "decode", lambda *_: texts)
+        words = ["qm9-masked", "-n", 3, "--steps", 1]
+        said = json.loads(invoke("molecules", *words, "--json").stdout)["report"]
+        assert (said["n"], said["valid"], said["novel"], said["qed"]) == (3, 0, 0, None)
+        result = invoke("molecules", *words)
+        assert result.exit_code == 0, result.output
+        assert "C((" in result.stdout
+
     def test_classifier_is_told_what_is_asked_for(self):
         words = ["--guide", "dcbg('rings', 2)", "--rings", 3, "--unconditional", "-n", 2]
         result = invoke("molecules", "qm9-uniform", *words, "--steps", 2)

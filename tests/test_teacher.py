@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import fairlead as fl
+from fairlead.attention import Edit, attending, find_attention
+from fairlead.teacher import _alone, _lend
 from fairlead.testing import tiny_denoiser
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64, sums in another order
@@ -128,3 +130,33 @@ def test_what_parts_a_pair_is_refused():
 def test_bad_values_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         fl.sample_taught(tiny(), **{"condition": STUDENT, "teacher": TEACHER, **OPTIONS, **options})
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_layers_of_diffusers():
+    pytest.importorskip("diffusers")
+    from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+
+    def draws(*shape, seed):
+        g = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    cross = Attention(query_dim=8, cross_attention_dim=6, heads=2, dim_head=4)
+    cross.set_processor(IPAdapterAttnProcessor2_0(8, 6, num_tokens=(3,), scale=1.0))
+    own = Attention(query_dim=8, heads=2, dim_head=4)
+    layers = find_attention(torch.nn.ModuleDict({"cross": cross, "own": own}).double())
+    x, texts = draws(4, 5, 8, seed=0), (draws(4, 4, 6, seed=1), [draws(4, 1, 3, 6, seed=2)])
+    plain = cross(x, encoder_hidden_states=texts)
+    with attending([Edit(layers["cross"], 0, 4, _alone)], 4):
+        out = cross(x, encoder_hidden_states=texts)
+    cross.processor.scale = [0.0]
+    alone = cross(x, encoder_hidden_states=texts)
+    assert_close(out[::2], alone[::2], **CLOSE)
+    assert_close(out[1::2], plain[1::2], **CLOSE)
+    with attending([Edit(layers["own"], 0, 4, _lend)], 4):
+        out = own(x)
+    q, k, v = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (own.to_q, own.to_k, own.to_v))
+    teachers = [0, 0, 2, 2]
+    seen = F.scaled_dot_product_attention(q[teachers], k[teachers], v)
+    assert_close(out, own.to_out[0](seen.transpose(1, 2).flatten(2)), **CLOSE)

@@ -59,6 +59,18 @@ def test_the_weight_of_cfg_by_hand():
     assert_close(seen[0], 1.5 * 3 * 2 * apart)
 
 
+def test_nothing_is_drawn_anew_outside_the_window():
+    """Weights go on adding up, so a closed window is the same as a threshold of 0."""
+    never, closed, late = (
+        draw(t1(30), f"feynman_kac({options})", "cfg(3)", n=64, steps=30)
+        for options in ("threshold=0", "threshold=1, high=0.0", "threshold=1, low=0.5")
+    )
+    assert torch.equal(never.x, closed.x)
+    assert torch.equal(never.weights, closed.weights)
+    assert not torch.equal(never.x, late.x)
+    assert len(never.x.unique()) == 64
+
+
 def test_groups_are_the_conditions_and_never_mix():
     mixture = GaussianMixture([[-9.0], [9.0]], 0.1, labels=[0, 1])
     label = [0, 1] * 40
@@ -121,6 +133,17 @@ def test_steering_tilts_towards_the_reward_at_no_cost():
     assert abs(out.x.mean() - target) < 0.16  # 3 standard errors: 0.035 of the target, 0.04 here
     assert plain.mean() < 0 < target
     assert out.nfe.unique().tolist() == [50]
+
+
+@pytest.mark.parametrize("potential", ["max", "difference", "sum", "plain"])
+def test_a_reward_that_is_no_number_is_never_chosen(potential):
+    text = f"steering(potential='{potential}', every=4, start=0, l=1.0)"
+    plain = steered("ddpm", None).x
+    assert (plain > 0.5).any()
+    out = steered(text, lambda x: torch.where(x[:, 0] < 0.5, x[:, 0], math.nan))
+    assert (out.x < 0.5).all()
+    huge = steered(text, lambda x: 1e30 * (x[:, 0] > 0))  # weights end at 1e10
+    assert huge.x.isfinite().all()
 
 
 def test_the_best_of_many_proposals():

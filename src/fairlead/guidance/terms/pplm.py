@@ -117,8 +117,8 @@ class PPLM(Term):
 
     Example:
         >>> import fairlead as fl
-        >>> str(fl.CFG(1.5) + fl.PPLM(0.02, of="hidden"))
-        "cfg(1.5) + pplm(0.02, of='hidden')"
+        >>> str(fl.CFG(1.5) + fl.PPLM(0.05, of="hidden"))
+        "cfg(1.5) + pplm(step=0.05, of='hidden')"
 
     Source:
         Dathathri et al. (2019), arXiv:1912.02164; steps and constants as in their code.
