@@ -113,6 +113,8 @@ def classes(out: Path, n: int, steps: int, cache: Path, half: bool, few: bool) -
         *((f"norm_guidance({k:g})", fl.NormGuidance(given, k), eta) for k in (0.15, 0.05)),
         ("two judges, classifier_guidance(6)", fl.ClassifierGuidance(both, 6.0), eta),
         ("two judges, freedom(4)", fl.FreeDoM(both, 4.0), eta),
+        ("two judges, flowchef(1)", fl.FlowChef(both, 1.0), "euler"),
+        ("two judges, elucd(16)", fl.EluCD(both, 16.0), "ddpm"),
         (
             "two judges, tfg(rho=2, mu=0.5, gamma=0.001)",
             fl.TFG(both, 2.0, 0.5, 0.001),
