@@ -92,6 +92,9 @@ def test_frames_are_compared_with_the_next():
     # the last frame is wanted one to the left: 1 for its place, 1 for the step before it
     late = fl.energy.Boxes({0: [cells[0], cells[1], cells[2]]}, **options)
     assert_close(late(s), torch.tensor([2.0], **F64))
+    # 0, 1, 3 where 0, 2, 2 are wanted: 1 + 1 for places, (1 - 2)^2 + (2 - 0)^2 for steps
+    other = fl.energy.Boxes({0: [cells[0], cells[2], cells[2]]}, **options)
+    assert_close(other(s), torch.tensor([7.0], **F64))
     gap = fl.energy.Boxes({0: [cells[0], None, cells[2]]}, **options)
     assert_close(gap(s), torch.tensor([1.0], **F64))
 

@@ -3,11 +3,9 @@
 from fairlead.adapters.diffusers import Layout, Steering, SteeringReport, as_guider, steer
 from fairlead.adapters.networks import from_edm, from_flow, from_k_diffusion
 from fairlead.adapters.side import SideNetwork
-from fairlead.adapters.trunk import SharedTrunk
 
 __all__ = [
     "Layout",
-    "SharedTrunk",
     "SideNetwork",
     "Steering",
     "SteeringReport",
