@@ -1,8 +1,9 @@
 """(h) Time of guided greedy decoding, on a language model of 21 M random parameters.
 
 `python -m benchmarks.generate`: against the `guidance_scale` of transformers, against unguided
-decoding of twice the batch, and what a grammar adds. What the network alone allows is measured
-beside: one forward of both branches against one of each, for a token and for the prompts.
+decoding of twice the batch, and what a grammar adds, in float32 and in bfloat16. What the network
+alone allows is measured beside: one forward of both branches against one of each, for a token and
+for the prompts.
 """
 
 import os
@@ -19,7 +20,7 @@ WORDS, PROMPT, NEW = 4000, 16, 24
 LETTERS = {i: chr(97 + i % 26) + chr(97 + i // 26 % 26) + chr(97 + i // 676) for i in range(WORDS)}
 
 
-def language() -> LlamaForCausalLM:
+def language(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
     """A decoder of 21 M random parameters, in evaluation mode."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -33,7 +34,7 @@ def language() -> LlamaForCausalLM:
         eos_token_id=None,
         pad_token_id=0,
     )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).to(dtype).eval()
 
 
 def timed(ours: Callable[[], object], theirs: Callable[[], object]) -> Ratio:
@@ -69,8 +70,8 @@ def bounds(model: LlamaForCausalLM, batch: int) -> dict[str, Ratio]:
     short = forward(model, ids[batch:, -1:], token=False)
     padded = forward(model, ids, token=False)
     pairs = {
-        f"network, a token, batch {batch} / two forwards": (both, lambda: (one(), null())),
-        f"network, prompts, batch {batch} / two forwards": (padded, lambda: (prompts(), short())),
+        f"network, a token, {batch} / two forwards": (both, lambda: (one(), null())),
+        f"network, prompts, {batch} / two forwards": (padded, lambda: (prompts(), short())),
     }
     return {k: ratio(a, b, repeats=15, number=3, warmup=2) for k, (a, b) in pairs.items()}
 
@@ -78,7 +79,16 @@ def bounds(model: LlamaForCausalLM, batch: int) -> dict[str, Ratio]:
 def rows(batches: tuple[int, ...] = (1, 8)) -> dict[str, Ratio]:
     """Times of whole generations of 24 tokens; prompts of equal length, as transformers asks."""
     logging.set_verbosity_error()
-    model, out = language(), {}
+    return {
+        f"{str(dtype).removeprefix('torch.')}: {name}": row
+        for dtype in (torch.float32, torch.bfloat16)
+        for name, row in of(language(dtype), batches).items()
+    }
+
+
+def of(model: LlamaForCausalLM, batches: tuple[int, ...]) -> dict[str, Ratio]:
+    """The rows of one model."""
+    out: dict[str, Ratio] = {}
     options = {"max_new_tokens": NEW, "do_sample": False}
     grammar = Grammar("([a-z]{3})*", LETTERS, eos=0)  # compiled once, as for many texts
     start = dict(grammar.states)
@@ -101,9 +111,9 @@ def rows(batches: tuple[int, ...] = (1, 8)) -> dict[str, Ratio]:
                 model, None, once, guide="cfg(1.5)", grammar=grammar, max_new_tokens=NEW
             )
 
-        out[f"guided, batch {batch} / guidance_scale"] = timed(guided, scaled)
-        out[f"guided, batch {batch} / unguided, batch {2 * batch}"] = timed(guided, plain)
-        out[f"guided under a grammar, batch {batch} / without"] = timed(constrained, guided)
+        out[f"guided, {batch} / guidance_scale"] = timed(guided, scaled)
+        out[f"guided, {batch} / unguided, {2 * batch}"] = timed(guided, plain)
+        out[f"guided under a grammar, {batch} / without"] = timed(constrained, guided)
         out |= bounds(model, batch)
     return out
 
@@ -111,5 +121,5 @@ def rows(batches: tuple[int, ...] = (1, 8)) -> dict[str, Ratio]:
 if __name__ == "__main__":
     print("load", os.getloadavg(), "threads", torch.get_num_threads())
     for name, row in rows().items():
-        print(f"{name:45s} {row}")
+        print(f"{name:52s} {row}")
     print("load", os.getloadavg())
