@@ -68,6 +68,8 @@ def _belongs(cls: type[Node], preset: str) -> bool:
         return False
     term = example(cls)
     assert isinstance(term, Term)
+    if getattr(term, "masks", ()):  # it concerns a region that is asked for, not the whole sample
+        return False
     return any(_perturbed(b) for _, *pair in term.differences for b in pair)
 
 
