@@ -16,7 +16,6 @@ from fairlead.cli import app
 from fairlead.cli.common import command
 from fairlead.methods import methods, section
 from fairlead.models import zoo
-from fairlead.models.unet import UNet
 from fairlead.samplers import SAMPLERS
 from fairlead.studies import claims
 
@@ -36,26 +35,6 @@ RESULT = {
     "nfe": 8,
     "error": None,
 }
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    """A digits network that nobody trained, so that no test waits for good samples."""
-    torch.manual_seed(0)
-    network = UNet(size=8, channels=1, classes=10, patch=1, widths=(16, 16), attention=(1,))
-    about = {
-        "name": "untrained",
-        "network": "unet",
-        "schedule": {"name": "EDM", "sigma_min": 0.002, "sigma_max": 80.0},
-        "prediction": "edm",
-        "sigma_data": 0.5,
-        "shape": [1, 8, 8],
-        "classes": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
-        "null": {"label": 10},
-        "states": ["cond", "null"],
-        "data": "digits",
-    }
-    return str(zoo.save(network, about, tmp_path_factory.mktemp("model")))
 
 
 def invoke(*words):

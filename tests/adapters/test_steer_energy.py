@@ -2,21 +2,12 @@
 
 import pytest
 import torch
+from tests.adapters.steered import close, steered
 from torch.testing import assert_close
 
 import fairlead as fl
 from fairlead.adapters.diffusers.decoding import VAE
 from fairlead.adapters.diffusers.levels import Levels
-
-
-def steered(pipe, recipe, guide, options=None, **changes):
-    with fl.steer(pipe, guide, **(options or {})) as s:
-        latents = recipe.run(pipe, **changes)
-    return latents, s
-
-
-def close(a, b, tolerance=2e-5):
-    assert ((a - b).abs().max() / b.abs().max()).item() < tolerance
 
 
 def target(z):

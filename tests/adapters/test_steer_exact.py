@@ -5,6 +5,7 @@ import inspect
 import diffusers
 import pytest
 import torch
+from tests.adapters.steered import close, steered
 from torch.testing import assert_close
 
 import fairlead as fl
@@ -22,16 +23,6 @@ OWN = {
 FLOOR = {"pix2pix": 2e-6, "sdxl_pix2pix": 2e-6}  # float32 rounding of another order, 4 steps
 SCHEDULED = {"PNDMScheduler": {"skip_prk_steps": True}}
 SOME = ["sd", "sd_v", "sdxl", "sd3", "flux", "pixart_alpha", "z_image", "wan", "stable_audio"]
-
-
-def steered(pipe, recipe, guide, options=None, **changes):
-    with fl.steer(pipe, guide, **(options or {})) as s:
-        latents = recipe.run(pipe, **changes)
-    return latents, s
-
-
-def close(a, b, tolerance):
-    assert ((a - b).abs().max() / b.abs().max()).item() < tolerance
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "qwen_image"])

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from tests.adapters.steered import close, steered
 from torch import nn
 
 import fairlead as fl
@@ -28,16 +29,6 @@ def scheduled(pipe, name, **options):
         yield pipe.scheduler
     finally:
         pipe.scheduler = old
-
-
-def steered(pipe, recipe, guide, **changes):
-    with fl.steer(pipe, guide) as s:
-        latents = recipe.run(pipe, **changes)
-    return latents, s
-
-
-def close(a, b, tolerance=2e-5):
-    assert ((a - b).abs().max() / b.abs().max()).item() < tolerance
 
 
 class Plain(nn.Module):

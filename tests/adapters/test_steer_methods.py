@@ -1,22 +1,16 @@
 """Methods that reach into a pipeline's network: attention, regions, image prompts."""
 
+from functools import partial
+
 import pytest
 import torch
+from tests.adapters import steered as shared
+from tests.adapters.steered import steered
 
-import fairlead as fl
+close = partial(shared.close, tolerance=1e-5)
 
 LAYERS = {"sd": "mid_block", "sd3": "transformer_blocks.0", "flux": "transformer_blocks.0"}
 LAYERS |= {"wan": "blocks.0"}
-
-
-def steered(pipe, recipe, guide, options=None, **changes):
-    with fl.steer(pipe, guide, **(options or {})) as s:
-        latents = recipe.run(pipe, **changes)
-    return latents, s
-
-
-def close(a, b, tolerance=1e-5):
-    assert ((a - b).abs().max() / b.abs().max()).item() < tolerance
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -5,19 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from tests.adapters.steered import close, steered
 
 import fairlead as fl
 from fairlead.adapters.diffusers.levels import Levels
-
-
-def steered(pipe, recipe, guide, options=None, **changes):
-    with fl.steer(pipe, guide, **(options or {})) as s:
-        latents = recipe.run(pipe, **changes)
-    return latents, s
-
-
-def close(a, b, tolerance=2e-5):
-    assert ((a - b).abs().max() / b.abs().max()).item() < tolerance
 
 
 @contextmanager

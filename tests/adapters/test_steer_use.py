@@ -4,22 +4,13 @@ import threading
 
 import pytest
 import torch
+from tests.adapters.steered import close, steered
 from torch import nn
 
 import fairlead as fl
 from fairlead.adapters.diffusers.patch import MARK
 
 OFFLOADED = {"sd": "mid_block", "sd3": "transformer_blocks.0", "wan": "blocks.0"}
-
-
-def steered(pipe, recipe, guide, options=None, **changes):
-    with fl.steer(pipe, guide, **(options or {})) as s:
-        latents = recipe.run(pipe, **changes)
-    return latents, s
-
-
-def close(a, b, tolerance=2e-5):
-    assert ((a - b).abs().max() / b.abs().max()).item() < tolerance
 
 
 def untouched(pipe, recipe, before):
